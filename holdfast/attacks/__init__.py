@@ -1,0 +1,1 @@
+"""What may be done to released weights. One file an attack."""

@@ -1,0 +1,1 @@
+"""What may be done before release to make safety last. One file a defense."""

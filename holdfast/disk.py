@@ -1,0 +1,87 @@
+"""Files and folders that appear whole or not at all, readable by their owner only.
+
+Knows nothing of models or records. Everything holdfast leaves on disk passes through here, because a run folder may
+hold the answers of broken models (modes 0700 and 0600) and may be interrupted at any moment (write aside, then rename).
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from holdfast.problem import Problem
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.EACCES: "no permission to write here; choose a folder you own",
+    errno.EPERM: "no permission to write here; choose a folder you own",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
+}
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into a `Problem` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        raise Problem(f"{error.filename or path}: {_REMEDIES[error.errno]}") from error
+    except Exception as error:
+        # safetensors wraps the operating system's error in one of its own, of which only the text remains.
+        if "os error 28" in str(error):
+            raise Problem(f"{path}: {_REMEDIES[errno.ENOSPC]}") from error
+        raise
+
+
+def private(folder: Path) -> Path:
+    """Make `folder` (and its parents) if absent, for its owner only (0700), and return it."""
+    with explained(folder):
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` in one step with mode 0600: a reader sees the old file or the new one, never half."""
+    data = content.encode() if isinstance(content, str) else content
+    private(path.parent)
+    with explained(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """Yield a fresh folder to fill; on success it becomes `folder`, on any error it is deleted.
+
+    Raises:
+        Problem: `folder` exists and is not empty, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Problem(f"{folder}: already there and not empty; choose another folder or delete it")
+    private(folder.parent)
+    with explained(folder):
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            yield aside
+            for file in aside.rglob("*"):
+                file.chmod(0o700 if file.is_dir() else 0o600)
+            os.replace(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)

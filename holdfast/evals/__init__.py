@@ -1,0 +1,1 @@
+"""How answers are scored. One file an eval."""

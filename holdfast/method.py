@@ -1,0 +1,160 @@
+"""Methods are records that are called: their fields are the hyperparameters, `__call__` is the algorithm.
+
+The folder is the registry: `attacks/finetune.py` is `finetune` everywhere, and `./mine.py` works the same way.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import holdfast
+from holdfast.corpus import Hand, Row
+from holdfast.lm import LM, Fit
+from holdfast.problem import Problem
+from holdfast.record import Cost
+
+Room = Literal["organisms", "attacks", "defenses", "evals"]
+At = Callable[[Cost], bool]
+"""Called by an attack after each unit of progress; False asks it to stop."""
+
+
+class Settings(BaseModel):
+    """A frozen record of settings; an attribute's docstring is its help on the command line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Method(Settings):
+    """Anything a recipe can name."""
+
+
+class Attack(Method):
+    """Does something to released weights that may undo their safety."""
+
+    axis: ClassVar[str] = "steps"
+    """What grows along the path: `steps` is a clock (a survival curve); any other word names a severity."""
+
+    @abstractmethod
+    def __call__(self, lm: LM, hand: Hand, at: At, seed: int) -> None:
+        """Change `lm` with what the attacker's `hand` holds; call `at` after each unit of progress."""
+
+
+class Log(Protocol):
+    """Where a defense reports, and where it may keep what it needs for resuming."""
+
+    folder: Path
+
+    def metrics(self, **values: float | str) -> None: ...
+
+
+class Defense(Method):
+    """Hardens a checkpoint before its release: folders in, a folder out, so that nothing need hold a whole model."""
+
+    @abstractmethod
+    def harden(self, base: Path | None, model: Path, out: Path, hand: Hand | None, log: Log) -> None:
+        """Write the hardened `model` to `out`, with what the defender's `hand` holds."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said, once, to every prompt of the judge; every eval reads the same answers."""
+
+    rows: Sequence[Row]
+    texts: Sequence[str]
+    fluency: Sequence[Fit]
+    """How the subject as released predicts each text: what it finds unutterable is gibberish."""
+    references: Sequence[Fit | None]
+    """How the model where it stands predicts each row's reference answer; None where the row has none."""
+
+
+Scores = dict[str, float]
+"""Row id -> score in [0, 1], for the rows an eval speaks about."""
+
+
+class Eval(Method):
+    """Scores answers prompt by prompt; never generates."""
+
+    @abstractmethod
+    def __call__(self, answers: Answers) -> Scores: ...
+
+
+class Organism(Method):
+    """Builds a small model from nothing whose restricted knowledge is fictional."""
+
+    @abstractmethod
+    def build(self, out: Path, log: Log) -> None:
+        """Write the checkpoints and `corpus.jsonl` below `out`."""
+
+
+def names(room: Room) -> list[str]:
+    """What the room holds: the stems of its files."""
+    folder = Path(holdfast.__file__).parent / room
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def find(room: Room, name: str) -> type[Any]:
+    """The method that the file `name` of the room defines; a `name` ending in .py is a file of the user's own.
+
+    Raises:
+        Problem: there is no such method, or the file defines none or several.
+    """
+    if name.endswith(".py"):
+        module = _own_module(Path(name))
+    elif name in names(room):
+        module = importlib.import_module(f"holdfast.{room}.{name}")
+    else:
+        near = difflib.get_close_matches(name, names(room), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names(room))}"
+        raise Problem(f"{name}: no such method in {room}; {hint} (a file of your own is named with its .py)")
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    found = [value for value in found if not inspect.isabstract(value)]
+    if len(found) != 1:
+        raise Problem(
+            f"{name}: defines {len(found)} methods where one file is one method; leave exactly one class in it"
+        )
+    return found[0]
+
+
+def make(room: Room, name: str, where: str, **settings: Any) -> Any:
+    """The method called `name` with these settings; `where` names their place in messages."""
+    method = find(room, name)
+    return checked(method, settings, where)
+
+
+def checked(record: type[BaseModel], settings: dict[str, Any], where: str) -> Any:
+    """A record made from what somebody wrote. Raises `Problem` naming the field and what was perhaps meant."""
+    try:
+        return record.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(first["loc"][-1]), record.model_fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(record.model_fields)}"
+            raise Problem(f"{where}: unknown key {field!r}; {hint}") from error
+        raise Problem(f"{where}, {field}: {first['msg']} (given: {first['input']!r})") from error
+
+
+def _own_module(path: Path) -> Any:
+    if not path.is_file():
+        raise Problem(f"{path}: no such file; give the path of a Python file that defines one method")
+    spec = importlib.util.spec_from_file_location(f"holdfast_own_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # somebody's own file may fail in any way
+        raise Problem(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
+    return module

@@ -1,0 +1,322 @@
+"""What an audit leaves on disk: costs, scores, milestones and cells, as JSON beside Parquet rows. Knows no torch."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from holdfast import disk
+from holdfast.problem import Problem
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Cost(Record):
+    """What an attack has spent, or how far a cut has gone, when somebody looks."""
+
+    steps: int = 0
+    """Optimizer steps."""
+    examples: int = 0
+    """Training rows seen, repeats counted."""
+    tokens: int = 0
+    """Training tokens seen, padding not counted."""
+    flops: float = 0.0
+    """Floating-point operations spent on training."""
+    seconds: float = 0.0
+    """Wall-clock seconds inside the attack, scoring not counted. Kept in the timings file, not in the cell's."""
+    severity: float | None = None
+    """Where the attack is a cut or an edit: how far along its axis (fraction, scale, bits). None for a clock."""
+
+    @property
+    def position(self) -> float:
+        """Where on the attack's axis this is: its severity if it has one, else its steps."""
+        return float(self.steps) if self.severity is None else self.severity
+
+
+class Score(Record):
+    """A mean over `n` prompts (or prompts × seeds) with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Milestone(Record):
+    """One look along an attack's path."""
+
+    cost: Cost
+    status: Literal["answers", "incoherent", "dead"]
+    """`incoherent`: most answers to restricted prompts are gibberish. `dead`: weights or logits not finite, or no utility."""
+    harm: Score | None = None
+    refusal: Score | None = None
+    coherence: Score | None = None
+    over_refusal: Score | None = None
+    utility: Score | None = None
+    learned: Score | None = None
+    """How well the lesson of a benign fine-tuning was learned, where the corpus holds one."""
+    moved: float = 0.0
+    """‖θ − θ₀‖ / ‖θ₀‖ over all weights."""
+    changed: float = 0.0
+    """Share of weights whose stored value differs from the start."""
+
+
+class Cell(Record):
+    """One attack on one subject with one seed."""
+
+    subject: str
+    attack: str
+    """The attack's label in the recipe; its method and settings are in the run's resolved recipe."""
+    seed: int
+    """The attack's seed."""
+    replica: int = 0
+    """The hardening's seed."""
+    status: Literal["done", "failed", "dead"]
+    reason: str = ""
+    """Why a cell failed or died; empty for `done`."""
+    milestones: tuple[Milestone, ...] = ()
+    start_hash: str = ""
+    """SHA-256 of the weights the attack started from."""
+
+    @property
+    def name(self) -> str:
+        return cell_name(self.subject, self.attack, self.seed)
+
+
+def cell_name(subject: str, attack: str, seed: int) -> str:
+    """The stem of a cell's files."""
+    return f"{subject}.{attack}.{seed}"
+
+
+class SubjectFacts(Record):
+    """A model that the run audited."""
+
+    name: str
+    twin: str | None = None
+    """Name of the undefended subject it is compared with; None for an undefended one."""
+    control: bool = False
+    """A simpler hardening that the defense must beat to earn credit (ExPO, random subspace, more alignment)."""
+    folder: str
+    hash: str
+    """SHA-256 of its weights."""
+    parameters: int
+    organism: str | None = None
+    """Name of the organism it comes from; None for a model of somebody's own."""
+    defense: dict[str, Any] | None = None
+    """The hardening's method and settings as resolved (`auto` replaced by what was chosen)."""
+
+
+class AttackFacts(Record):
+    """An attack that the run made."""
+
+    name: str
+    method: str
+    axis: str = "steps"
+    """`steps` is a clock; any other word names a severity."""
+    negative_control: bool = False
+    """It must not break anything (noise of equal norm, zero learning rate)."""
+    settings: dict[str, Any]
+    seeds: tuple[int, ...]
+
+
+class Manifest(Record):
+    """`run.json`: what was run, on what, so that somebody else can run it again."""
+
+    name: str
+    version: str
+    """Of holdfast."""
+    date: str
+    """ISO date on which the audit started."""
+    harm: str
+    """How harm was judged, as `exact` or `asr`."""
+    threshold: float
+    """τ: harm at or above it is a break."""
+    utility_floor: float
+    """υ: a break counts only while utility is at least this share of the subject's own."""
+    subjects: tuple[SubjectFacts, ...]
+    attacks: tuple[AttackFacts, ...]
+    corpus: dict[str, Any]
+    """`hash` of the corpus file and the number of the judge's prompts of each kind."""
+    versions: dict[str, str]
+    hardware: str
+    kept: str
+    """One sentence: which weights and answers were kept, which deleted."""
+
+
+class CostToBreak(Record):
+    """Where along the path safety broke, over the seeds of one subject under one attack."""
+
+    axis: str
+    steps: float | None
+    """Median over seeds of the first milestone that broke, in the axis' unit; None if the median seed never broke."""
+    low: float
+    """Smallest last-milestone-that-held over seeds."""
+    high: float | None
+    """Largest first-milestone-that-broke over seeds; None if some seed never broke."""
+    censored: bool
+    """The budget ended before the median seed broke."""
+    seeds: int
+    broken: int
+    """How many seeds broke."""
+    coverage: float
+    """Confidence of [low, high] as an interval for the median: 1 − 2^(1−seeds), exact for any distribution."""
+
+
+class ControlComparison(Record):
+    """A subject beside a simpler control under one attack."""
+
+    control: str
+    harm_difference: Score
+    """Harm of the subject minus harm of the control, at the budget's end."""
+    better: bool
+    """The interval lies wholly below zero."""
+
+
+VerdictWord = Literal[
+    "not-broken", "delayed", "no-better", "not-believable", "dead", "broken", "not-broken-uncontrolled"
+]
+
+
+class Verdict(Record):
+    """What may be said of one subject under one attack."""
+
+    subject: str
+    attack: str
+    versus: str | None
+    verdict: VerdictWord
+    sentence: str
+    """The verdict in plain words."""
+    cost_to_break: CostToBreak
+    versus_cost_to_break: CostToBreak | None = None
+    harm: Score
+    """At the budget's end, over seeds and prompts."""
+    versus_harm: Score | None = None
+    harm_difference: Score | None = None
+    """Subject minus twin at the budget's end, paired by seed and prompt."""
+    utility_difference: Score | None = None
+    """Before any attack, subject minus twin, paired by prompt."""
+    over_refusal_difference: Score | None = None
+    learned_difference: Score | None = None
+    """How well the lesson was learned at the budget's end, subject minus twin."""
+    controls: tuple[ControlComparison, ...] = ()
+    detectable: float | None = None
+    """The smallest true harm difference that this many seeds and prompts would have shown (80 % power)."""
+    believable: bool
+    reasons: tuple[str, ...] = ()
+
+
+class Check(Record):
+    """One doubt about the result, and what became of it."""
+
+    name: str
+    passed: bool | None
+    """None: could not be checked."""
+    says: str
+    """In plain words."""
+
+
+class Point(Record):
+    """One position along an attack's path, over the seeds that got there."""
+
+    position: float
+    seconds: float
+    seeds: int
+    held: float
+    """Share of all seeds not yet broken (Kaplan-Meier)."""
+    harm: Score | None = None
+    refusal: Score | None = None
+    coherence: Score | None = None
+    over_refusal: Score | None = None
+    utility: Score | None = None
+    learned: Score | None = None
+    per_seed: tuple[float | None, ...] = ()
+    """Harm of each seed, in the attack's order of seeds."""
+
+
+class Curve(Record):
+    """One subject under one attack."""
+
+    subject: str
+    attack: str
+    axis: str
+    points: tuple[Point, ...]
+
+
+class Dossier(Record):
+    """`verdict.json`: everything the report says, as data."""
+
+    manifest: Manifest
+    subjects: tuple[SubjectFacts, ...]
+    cells: tuple[Cell, ...]
+    curves: tuple[Curve, ...]
+    verdicts: tuple[Verdict, ...]
+    checks: tuple[Check, ...]
+
+
+class Run:
+    """A run's folder: `recipe.json`, `run.json`, `cells/NAME.json`, `.parquet` and `.timing.json`, `verdict.json`, page."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """An existing run. Raises `Problem` if `folder` is not one."""
+        if not (folder / "recipe.json").is_file():
+            raise Problem(f"{folder}: not a run (no recipe.json in it); give the folder that `holdfast audit` wrote")
+        return cls(folder)
+
+    def read(self, name: str) -> Any:
+        """The JSON file `name`. Raises `Problem` if it is missing or damaged."""
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise Problem(f"{path}: missing; run `holdfast audit` on this folder first") from None
+        except json.JSONDecodeError as error:
+            raise Problem(f"{path}: damaged JSON ({error}); delete it and run `holdfast audit` again") from error
+
+    def write(self, name: str, content: Any) -> None:
+        """Write `content` as JSON, keys in the order given."""
+        disk.write(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def save(self, cell: Cell, rows: list[dict[str, Any]]) -> None:
+        """Keep a finished cell: timings, then per-prompt rows, then its JSON, whose presence says that all is there."""
+        seconds = [milestone.cost.seconds for milestone in cell.milestones]
+        self.write(f"cells/{cell.name}.timing.json", {"seconds": seconds})
+        if rows:
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.Table.from_pylist(rows), sink)
+            disk.write(self.folder / f"cells/{cell.name}.parquet", sink.getvalue().to_pybytes())
+        content = cell.model_dump(exclude={"milestones": {"__all__": {"cost": {"seconds"}}}})
+        self.write(f"cells/{cell.name}.json", content)
+
+    def cell(self, name: str) -> Cell | None:
+        """The cell of that name with its timings, or None if it is not finished."""
+        if not (self.folder / f"cells/{name}.json").is_file():
+            return None
+        content = self.read(f"cells/{name}.json")
+        seconds = self.read(f"cells/{name}.timing.json")["seconds"]
+        try:
+            for milestone, spent in zip(content["milestones"], seconds, strict=True):
+                milestone["cost"]["seconds"] = spent
+            return Cell.model_validate(content)
+        except (ValidationError, ValueError, KeyError, TypeError) as error:
+            raise Problem(f"{self.folder}/cells/{name}.json: not a cell's record; delete it and audit again") from error
+
+    def cells(self) -> list[Cell]:
+        """All finished cells, by name."""
+        names = sorted(path.stem for path in (self.folder / "cells").glob("*.json") if ".timing" not in path.name)
+        return [cell for name in names if (cell := self.cell(name)) is not None]
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """A cell's per-prompt rows: one dict a milestone × prompt."""
+        path = self.folder / f"cells/{name}.parquet"
+        return pq.read_table(path).to_pylist() if path.is_file() else []

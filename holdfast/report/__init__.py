@@ -1,0 +1,1 @@
+"""What a reader gets: the page and the terminal's table."""
