@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import holdfast
 from holdfast.corpus import Hand, Row
-from holdfast.lm import LM, Fit
+from holdfast.lm import LM, Drive, Fit
 from holdfast.problem import Problem
 from holdfast.record import Cost
 
@@ -50,17 +50,25 @@ class Attack(Method):
 class Log(Protocol):
     """Where a defense reports, and where it may keep what it needs for resuming."""
 
-    folder: Path
+    folder: Path | None
 
-    def metrics(self, **values: float | str) -> None: ...
+    def metrics(self, **values: float | str | bool) -> None:
+        """One line of named values, in the order of the work."""
+        ...
 
 
 class Defense(Method):
-    """Hardens a checkpoint before its release: folders in, a folder out, so that nothing need hold a whole model."""
+    """Hardens a model before its release."""
 
     @abstractmethod
-    def harden(self, base: Path | None, model: Path, out: Path, hand: Hand | None, log: Log) -> None:
-        """Write the hardened `model` to `out`, with what the defender's `hand` holds."""
+    def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
+        """Harden `lm` in place with what the defender's `hand` holds (None: no corpus was given)."""
+
+    def harden(self, base: Path | None, model: Path, out: Path, hand: Hand | None, log: Log, drive: Drive) -> None:
+        """Write the hardened checkpoint `model` to `out`. A defense that need not hold a whole model overrides this."""
+        lm = LM.load(model, base=base, drive=drive)
+        self(lm, hand, log)
+        lm.save(out)
 
 
 @dataclass(frozen=True)
