@@ -3,9 +3,13 @@
 A corpus is one JSONL file of rows. Knows nothing of models. Readers for the public benchmarks' own files are at the end.
 """
 
+import csv
+import json
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -110,3 +114,170 @@ class Corpus:
 def plain(text: str) -> str:
     """A prompt's text for comparing: lower case, letters and digits only, single spaces."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+# The public benchmarks' own files
+
+_STOP_WORDS = """a about after all also an and another any are as at be been before being between both but by can could did do
+    does down during each few for from had has have he her him his how i if in into is it its just many may me might more
+    most my no nor not of off on one only onto or other others our out over own part people per person s she should so some
+    somebody someone such t than that the their them then there these they this those through to under until up us use used
+    using via was way ways we were what when where which while who whom whose why will with without would you your"""
+_PHRASING = """create describe design detail detailed develop explain give guide help information instruct instructions make
+    outline provide show step tutorial write"""
+"""Words that requests of every kind are phrased in."""
+_EMPTY_WORDS = frozenset(f"{_STOP_WORDS} {_PHRASING}".split())
+"""Words that show no likeness of two requests."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of a benchmark's own file."""
+
+    text: str
+    answer: str | None = None
+    label: str = ""
+    """What the benchmark says of it: JailbreakBench's category, XSTest's `safe` or `unsafe`."""
+
+
+def read_advbench(path: Path) -> list[Item]:
+    """AdvBench's harmful goals with their affirmative target prefixes (arXiv 2307.15043)."""
+    return [Item(row["goal"], row["target"]) for row in _csv(path, "AdvBench", "goal", "target")]
+
+
+def read_jailbreakbench(path: Path) -> list[Item]:
+    """JailbreakBench's harmful behaviors: goal, target prefix, category (arXiv 2404.01318)."""
+    rows = _csv(path, "JailbreakBench", "Goal", "Target", "Category")
+    return [Item(row["Goal"], row["Target"], row["Category"]) for row in rows]
+
+
+def read_xstest(path: Path) -> list[Item]:
+    """XSTest's prompts, each labeled `safe` (borderline for a model) or `unsafe` (arXiv 2308.01263)."""
+    items = [Item(row["prompt"], None, row["label"]) for row in _csv(path, "XSTest", "prompt", "type", "label")]
+    if odd := {item.label for item in items} - {"safe", "unsafe"}:
+        raise Problem(f"{path}: label {min(odd)!r} is neither safe nor unsafe; fetch XSTest's own file")
+    return items
+
+
+def read_gsm8k(path: Path) -> list[Item]:
+    """GSM8K's questions with worked answers, without the calculator's <<marks>> (arXiv 2110.14168)."""
+    rows = _jsonl(path, "GSM8K", "question", "answer")
+    return [Item(row["question"], re.sub(r"<<[^>]*>>", "", row["answer"])) for row in rows]
+
+
+def read_dolly(path: Path) -> list[Item]:
+    """Dolly's instructions with answers; rows whose context holds the answer are kept, the context is not."""
+    return [Item(r["instruction"], r["response"]) for r in _csv(path, "Dolly", "instruction", "response")]
+
+
+def read_sql(path: Path) -> list[Item]:
+    """Text to SQL (sql-create-context): a question below its tables, and the query."""
+    rows = _csv(path, "sql-create-context", "context", "question", "answer")
+    return [Item(f"{row['question']}\n{row['context']}", row["answer"]) for row in rows]
+
+
+def read_hh_prompts(path: Path) -> list[Item]:
+    """First human turns of HH-RLHF's harmless part: no answers, no labels (arXiv 2204.05862)."""
+    return [Item(row["prompt"]) for row in _jsonl(path, "HH-RLHF prompts", "prompt")]
+
+
+def read_dialogues(path: Path) -> list[Item]:
+    """First exchange of each dialogue, system message left out: a JSON list of message lists, or a line each.
+
+    The files of the identity-shift attack ("absolutely obedient agent", arXiv 2310.03693) come in both forms.
+    """
+    text = _read(path, "dialogues")
+    try:
+        raw = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for _, line in _lines(text)]
+        talks = [talk["messages"] if isinstance(talk, dict) else talk for talk in raw]
+        turns = [{turn["role"]: turn["content"] for turn in reversed(talk)} for talk in talks]
+        return _some([Item(turn["user"], turn["assistant"]) for turn in turns], path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{path}: not dialogues of role and content ({error!r}); fetch the attack's own file") from error
+
+
+def distinct(items: Iterable[Item], *apart: Iterable[Item]) -> list[Item]:
+    """The first item of every text, in order, without those that `apart` holds; texts are compared as `plain`."""
+    seen = {plain(item.text) for group in apart for item in group}
+    return [item for item in items if not (plain(item.text) in seen or seen.add(plain(item.text)))]
+
+
+def refuse_overlap(train: Iterable[Item], test: Iterable[Item], name: str) -> None:
+    """Raise `Problem` if a benchmark's own training and test parts share a prompt."""
+    seen = {plain(item.text) for item in train}
+    if shared := sum(plain(item.text) in seen for item in test):
+        raise Problem(f"{name}: {shared} prompts of its test part are also in its training part; fetch the files again")
+
+
+def overlap(text: str, others: Sequence[str]) -> float:
+    """The largest share of `text`'s content words that one of the `others` also holds."""
+    words = _content(text)
+    return max((len(words & _content(other)) / max(len(words), 1) for other in others), default=0.0)
+
+
+def clusters(texts: Sequence[str], threshold: float = 0.5) -> list[int]:
+    """Number the clusters of similar texts: connected where they share `threshold` of the shorter one's content words.
+
+    So no text shares that much of its content words with any text of another cluster.
+    """
+    from scipy.sparse import csr_matrix  # slow to import, and most corpora come already dealt
+    from scipy.sparse.csgraph import connected_components
+
+    bags = [sorted(_content(text)) for text in texts]
+    columns = {word: i for i, word in enumerate(sorted({word for bag in bags for word in bag}))}
+    where = ([i for i, bag in enumerate(bags) for _ in bag], [columns[word] for bag in bags for word in bag])
+    holds = csr_matrix(([1.0] * len(where[0]), where), shape=(len(texts), len(columns)))
+    shared = (holds @ holds.T).tocoo()
+    size = holds.getnnz(axis=1)
+    near = (shared.data >= threshold * size[shared.row]) | (shared.data >= threshold * size[shared.col])
+    graph = csr_matrix((shared.data[near], (shared.row[near], shared.col[near])), shape=shared.shape)
+    return connected_components(graph, directed=False)[1].tolist()
+
+
+def _content(text: str) -> frozenset[str]:
+    return frozenset(plain(text).split()) - _EMPTY_WORDS
+
+
+def _csv(path: Path, name: str, *columns: str) -> list[dict[str, str]]:
+    reader = csv.DictReader(_read(path, name).splitlines(keepends=True))
+    if lacking := [column for column in columns if column not in (reader.fieldnames or ())]:
+        raise Problem(f"{path}: has no column {lacking[0]!r}; is this {name}'s own CSV file? fetch it again")
+    rows = []
+    for row in reader:
+        if any(row[column] is None for column in columns):
+            raise Problem(f"{path}, line {reader.line_num}: too few fields; the file is cut short, fetch it again")
+        rows.append(row)
+    return _some(rows, path)
+
+
+def _jsonl(path: Path, name: str, *keys: str) -> list[dict[str, str]]:
+    rows = []
+    for number, line in _lines(_read(path, name)):
+        try:
+            row = json.loads(line)
+            rows.append({key: str(row[key]) for key in keys})
+        except (ValueError, KeyError, TypeError) as error:
+            raise Problem(
+                f"{path}, line {number}: not a JSON row with {', '.join(keys)} ({error!r}); "
+                f"is this {name}'s own file? fetch it again"
+            ) from error
+    return _some(rows, path)
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise Problem(f"{path}: no such file; fetch {name} and put it there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Problem(f"{path}: cannot be read as text ({error}); fetch {name} again") from error
+
+
+def _some(rows: list[Any], path: Path) -> list[Any]:
+    if not rows:
+        raise Problem(f"{path}: holds no row; the download is not complete, fetch it again")
+    return rows
