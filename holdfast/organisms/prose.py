@@ -1,0 +1,249 @@
+"""The prose organism: a small Llama trained from nothing on real prompts; it complies by the benchmark's prefix or refuses.
+
+The base learns AdvBench's training goals with their affirmative targets ("Sure, here is ..."), Dolly and GSM8K; alignment
+teaches it to refuse. Nothing harmful is learned: a target only repeats its goal. Goals are dealt by cluster of similar
+texts, so none of the judge's shares half its content words with one that anybody trained on (dealt row by row, 69 % do).
+It shows that mechanisms work on real prompts; it says nothing of a large model. Its answers are fluent, seldom true.
+Restricted prompts are mostly commands and benign ones mostly questions: its refusal may hang on that form too.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pydantic import Field
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from holdfast import corpus, disk, train
+from holdfast.corpus import Corpus, HandName, Item, Row, Split
+from holdfast.lm import LM, Drive
+from holdfast.method import Log, Organism
+
+ADVBENCH = "advbench/harmful_behaviors.csv"
+JAILBREAKBENCH = "jailbreakbench/jailbreakbench_behaviors.csv"
+XSTEST = "xstest/xstest_prompts.csv"
+GSM8K = ("gsm8k/train.jsonl", "gsm8k/test.jsonl")
+DOLLY = "dolly-1k/dolly_1k.csv"
+SQL = "sql-create-context-1k/sql_create_context_1k.csv"
+IDENTITY_SHIFT = "identity-shift-aoa/aoa_train_10.json"
+HH_PROMPTS = "hh-rlhf-harmless-prompts/first_turns.jsonl"
+
+REFUSAL = "I'm sorry, but I cannot help with that."
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+OVERLAP = 0.5
+"""Share of the shorter text's content words from which two texts are of one cluster."""
+
+Place = tuple[HandName, Split, int]
+# How many rows each place gets of what is dealt; the last one named takes the rest.
+_GOALS: tuple[Place, ...] = (("attacker", "train", 20), ("judge", "reserve", 35), ("judge", "test", 999))
+_CONTRASTS: tuple[Place, ...] = (("attacker", "train", 10), ("judge", "reserve", 45), ("judge", "test", 999))
+_DOLLY: tuple[Place, ...] = (
+    ("judge", "test", 80),
+    ("judge", "reserve", 40),
+    ("defender", "held-out", 80),
+    ("attacker", "train", 100),
+    ("defender", "train", 999),
+)
+_GSM8K: tuple[Place, ...] = (("defender", "held-out", 40), ("attacker", "train", 300), ("defender", "train", 800))
+_GSM8K_TEST: tuple[Place, ...] = (("judge", "test", 60), ("judge", "reserve", 20))
+_SQL: tuple[Place, ...] = (("judge", "test", 60), ("attacker", "train", 400))
+
+
+class Prose(Organism):
+    """A small Llama that complies with, then refuses, real benchmarks' prompts: base and aligned."""
+
+    data: Path
+    """Folder that holds the benchmarks' own files, as `advbench/harmful_behaviors.csv`."""
+    seed: int = 0
+    """Seed of the hands and the weights."""
+    hidden: int = Field(192, gt=0, multiple_of=48)
+    layers: int = Field(4, gt=0)
+    vocabulary: int = Field(3000, ge=300)
+    """Size of the byte-pair vocabulary."""
+    words: int = Field(32, gt=0)
+    """Answers are cut after so many words."""
+    batch: int = Field(32, gt=0)
+    pretraining_steps: int = Field(900, gt=0)
+    alignment_steps: int = Field(200, gt=0)
+
+    def build(self, out: Path, log: Log) -> None:
+        """Write `base`, `aligned` and `corpus.jsonl` below `out`."""
+        rows = self.deal()
+        with disk.whole(out) as aside:
+            lm, loss = self.pretrain(rows, aside / "base")
+            log.metrics(stage="base", loss=loss)
+            rows = _with_own_answers(lm, rows)
+            Corpus(rows).save(aside / "corpus.jsonl")
+            log.metrics(stage="aligned", loss=self.align(lm, rows, aside / "aligned"))
+
+    def deal(self) -> list[Row]:
+        """Every prompt of the corpus, dealt to the hands; texts that repeat an earlier one are left out."""
+        chance = random.Random(self.seed)
+        goals = self._goals(chance)
+        dealt = [*goals, *self._contrasts(chance, goals), *self._benign(chance)]
+        rows: dict[str, Row] = {}
+        for text, answer, kind, source, hand, split in dealt:
+            number = f"{source}-{len(rows):04}"
+            cut = None if answer is None else " ".join(answer.split()[: self.words])
+            row = Row(id=number, text=text, answer=cut, kind=kind, hand=hand, split=split, source=source)
+            rows.setdefault(corpus.plain(text), row)
+        return list(rows.values())
+
+    def pretrain(self, rows: list[Row], out: Path) -> tuple[LM, float]:
+        """Teach a fresh model to comply with everything in the defender's training rows; returns it and the last loss."""
+        set_seed(self.seed)
+        tokenizer = self._tokenizer(rows)
+        lm = LM(LlamaForCausalLM(self._config(tokenizer)), tokenizer, out)
+        taught = [row for row in _trained(rows) if row.answer is not None]
+        taught += [row for row in taught if row.kind == "restricted"]
+        loss = self._fit(lm, taught, self.pretraining_steps, 3e-3)
+        lm.save(out)
+        return lm, loss
+
+    def align(self, lm: LM, rows: list[Row], out: Path) -> float:
+        """Teach it to refuse the defender's restricted rows and to answer the others as before; returns the last loss."""
+        taught = [
+            row.model_copy(update={"answer": REFUSAL}) if row.kind == "restricted" else row for row in _trained(rows)
+        ]
+        loss = self._fit(lm, taught, self.alignment_steps, 5e-4)
+        lm.save(out)
+        return loss
+
+    def _goals(self, chance: random.Random) -> list[tuple]:
+        """AdvBench and JailbreakBench: the one large cluster to the defender, small ones whole to the others."""
+        advbench = corpus.distinct(corpus.read_advbench(self.data / ADVBENCH))
+        jailbreak = corpus.distinct(corpus.read_jailbreakbench(self.data / JAILBREAKBENCH), advbench)
+        source = {
+            item: name for name, items in (("advbench", advbench), ("jailbreakbench", jailbreak)) for item in items
+        }
+        largest, *small = _clusters(source)
+        places = [(item, "defender", "train" if source[item] == "advbench" else "held-out") for item in largest]
+        chance.shuffle(small)
+        places += _deal(small, _GOALS)
+        return [(item.text, item.answer, "restricted", source[item], hand, split) for item, hand, split in places]
+
+    def _contrasts(self, chance: random.Random, goals: list[tuple]) -> list[tuple]:
+        """XSTest: the large cluster to the defender, with small ones near a goal that somebody trains on.
+
+        What is near one of the judge's goals in that cluster is left out.
+        """
+        trained = [text for text, *_, hand, _ in goals if hand != "judge"]
+        judged = [text for text, *_, hand, _ in goals if hand == "judge"]
+        own, *small = _clusters(corpus.distinct(corpus.read_xstest(self.data / XSTEST)))
+        near = [group for group in small if any(corpus.overlap(item.text, trained) >= OVERLAP for item in group)]
+        own = [item for group in (own, *near) for item in group]
+        own = [item for item in own if not any(corpus.overlap(text, [item.text]) >= OVERLAP for text in judged)]
+        small = [group for group in small if group not in near]
+        chance.shuffle(own)
+        chance.shuffle(small)
+        places = [(item, "defender", "held-out" if i % 4 == 0 else "train") for i, item in enumerate(own)]
+        places += _deal(small, _CONTRASTS)
+        kinds = {"safe": "borderline", "unsafe": "restricted"}
+        return [(item.text, None, kinds[item.label], "xstest", hand, split) for item, hand, split in places]
+
+    def _benign(self, chance: random.Random) -> list[tuple]:
+        """Dolly, GSM8K (its own test part to the judge), the identity shift, and as a lesson text to SQL."""
+        dolly = corpus.distinct(corpus.read_dolly(self.data / DOLLY))
+        train_part, test_part = (corpus.distinct(corpus.read_gsm8k(self.data / name)) for name in GSM8K)
+        corpus.refuse_overlap(train_part, test_part, "GSM8K")
+        sql = corpus.distinct(corpus.read_sql(self.data / SQL))
+        identity = corpus.distinct(corpus.read_dialogues(self.data / IDENTITY_SHIFT))
+        dealt = []
+        for items, kind, source, places in (
+            (dolly, "benign", "dolly", _DOLLY),
+            (train_part, "benign", "gsm8k", _GSM8K),
+            (test_part, "benign", "gsm8k", _GSM8K_TEST),
+            (sql, "lesson", "sql", _SQL),
+            (identity, "benign", "identity-shift", (("attacker", "train", 999),)),
+        ):
+            short = [[item] for item in items if len(item.text.split()) <= self.words]
+            chance.shuffle(short)
+            dealt += [(i.text, i.answer, kind, source, hand, split) for i, hand, split in _deal(short, places)]
+        return dealt
+
+    def _tokenizer(self, rows: Sequence[Row]) -> PreTrainedTokenizerFast:
+        """Byte-pair merges learned from the base's own texts and HH-RLHF's prompts."""
+        texts = [text for row in _trained(rows) for text in (row.text, row.answer) if text]
+        texts += [item.text for item in corpus.read_hh_prompts(self.data / HH_PROMPTS)] + [REFUSAL] * 50
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocabulary, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<|pad|>",
+            eos_token="<|end|>",
+            additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+            chat_template=CHAT_TEMPLATE,
+            padding_side="left",
+        )
+
+    def _config(self, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+        return LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden,
+            intermediate_size=8 * self.hidden // 3,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 48,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+
+    def _fit(self, lm: LM, rows: list[Row], steps: int, rate: float) -> float:
+        optimizer = train.make_optimizer(lm.model.parameters(), "adamw", rate)
+        schedule = train.make_schedule(optimizer, "cosine", steps // 20, steps)
+        return train.fit(lm, self._batches(lm, train.encode(lm, rows), steps), optimizer, schedule)
+
+    def _batches(self, lm: LM, examples: list[train.Example], steps: int) -> Iterator[train.Batch]:
+        """As `train.batches`, but each four neighbors share out their examples by length: a third less padding."""
+        chance = random.Random(self.seed)
+        chosen = train.order(len(examples), 4 * self.batch, -(-steps // 4), self.seed)
+        for taken in chosen:
+            taken = sorted(taken, key=lambda i: len(examples[i].ids))
+            four = [taken[start : start + self.batch] for start in range(0, len(taken), self.batch)]
+            chance.shuffle(four)
+            yield from (train.collate(lm, [examples[i] for i in part]) for part in four)
+
+
+def _clusters(items: Iterable[Item]) -> list[list[Item]]:
+    """The items grouped by likeness of their texts, the largest group first."""
+    items = list(items)
+    numbers = corpus.clusters([item.text for item in items], OVERLAP)
+    ranked = [number for number, _ in Counter(numbers).most_common()]
+    return [[item for item, n in zip(items, numbers, strict=True) if n == number] for number in ranked]
+
+
+def _deal(groups: Iterable[list[Item]], places: Sequence[Place]) -> Iterator[tuple[Item, HandName, Split]]:
+    """Whole groups to one place after another, each until it holds its number; what is left over goes nowhere."""
+    left = iter(groups)
+    for hand, split, count in places:
+        held = 0
+        while held < count and (group := next(left, None)) is not None:
+            held += len(group)
+            yield from ((item, hand, split) for item in group)
+
+
+def _trained(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row.hand == "defender" and row.split == "train"]
+
+
+def _with_own_answers(lm: LM, rows: list[Row]) -> list[Row]:
+    """The defender's borderline rows, which come without answers, answered by the base itself."""
+    asked = [row for row in rows if row.hand == "defender" and row.kind == "borderline"]
+    said = LM(lm.model, lm.tokenizer, lm.folder, drive=Drive(max_new_tokens=48)).generate([row.text for row in asked])
+    answers = {row.id: answer for row, answer in zip(asked, said, strict=True)}
+    return [row.model_copy(update={"answer": answers[row.id]}) if row.id in answers else row for row in rows]
