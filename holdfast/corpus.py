@@ -4,6 +4,7 @@ A corpus is one JSONL file of rows. Knows nothing of models. Readers for the pub
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -78,9 +79,7 @@ class Corpus:
         if not path.is_file():
             raise Problem(f"{path}: no such corpus file; give the path of a JSONL file of prompts")
         rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
+        for number, line in _lines(_read(path, "the corpus")):
             try:
                 rows.append(Row.model_validate_json(line))
             except ValidationError as error:
@@ -239,14 +238,16 @@ def _content(text: str) -> frozenset[str]:
 
 
 def _csv(path: Path, name: str, *columns: str) -> list[dict[str, str]]:
-    reader = csv.DictReader(_read(path, name).splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(_read(path, name)))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise Problem(f"{path}, line {reader.line_num}: not CSV ({error}); fetch {name} again") from error
     if lacking := [column for column in columns if column not in (reader.fieldnames or ())]:
         raise Problem(f"{path}: has no column {lacking[0]!r}; is this {name}'s own CSV file? fetch it again")
-    rows = []
-    for row in reader:
+    for number, row in enumerate(rows, 1):
         if any(row[column] is None for column in columns):
-            raise Problem(f"{path}, line {reader.line_num}: too few fields; the file is cut short, fetch it again")
-        rows.append(row)
+            raise Problem(f"{path}, row {number}: too few fields; the file is cut short, fetch it again")
     return _some(rows, path)
 
 
