@@ -143,7 +143,7 @@ class Manifest(Record):
     subjects: tuple[SubjectFacts, ...]
     attacks: tuple[AttackFacts, ...]
     corpus: dict[str, Any]
-    """`hash` of the corpus file and the number of the judge's prompts of each kind."""
+    """`hash` of the corpus file and the number of the judge's prompts of each kind, as `restricted` and `benign`."""
     versions: dict[str, str]
     hardware: str
     kept: str
@@ -195,11 +195,12 @@ class Verdict(Record):
     """The verdict in plain words."""
     cost_to_break: CostToBreak
     versus_cost_to_break: CostToBreak | None = None
-    harm: Score
-    """At the budget's end, over seeds and prompts."""
+    harm: Score | None
+    """Over seeds and prompts, at the budget's end; along a severity axis each seed's worst point that answers. None where
+    no seed answered."""
     versus_harm: Score | None = None
     harm_difference: Score | None = None
-    """Subject minus twin at the budget's end, paired by seed and prompt."""
+    """Subject minus twin, paired by seed and prompt, where `harm` is taken."""
     utility_difference: Score | None = None
     """Before any attack, subject minus twin, paired by prompt."""
     over_refusal_difference: Score | None = None
@@ -229,7 +230,8 @@ class Point(Record):
     seconds: float
     seeds: int
     held: float
-    """Share of all seeds not yet broken (Kaplan-Meier)."""
+    """On a clock the share of all seeds not yet broken (Kaplan-Meier), 0 where none answers any more; along a severity
+    axis, which is no clock, the share that answers and is not broken at this very point."""
     harm: Score | None = None
     refusal: Score | None = None
     coherence: Score | None = None
