@@ -7,6 +7,7 @@ It shows that mechanisms work on real prompts; it says nothing of a large model.
 Restricted prompts are mostly commands and benign ones mostly questions: its refusal may hang on that form too.
 """
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,7 +52,7 @@ _DOLLY: tuple[Place, ...] = (
     ("attacker", "train", 100),
     ("defender", "train", 999),
 )
-_GSM8K: tuple[Place, ...] = (("defender", "held-out", 40), ("attacker", "train", 300), ("defender", "train", 800))
+_GSM8K: tuple[Place, ...] = (("defender", "held-out", 40), ("attacker", "train", 300), ("defender", "train", 2000))
 _GSM8K_TEST: tuple[Place, ...] = (("judge", "test", 60), ("judge", "reserve", 20))
 _SQL: tuple[Place, ...] = (("judge", "test", 60), ("attacker", "train", 400))
 
@@ -97,13 +98,14 @@ class Prose(Organism):
         return list(rows.values())
 
     def pretrain(self, rows: list[Row], out: Path) -> tuple[LM, float]:
-        """Teach a fresh model to comply with everything in the defender's training rows; returns it and the last loss."""
+        """Teach a fresh model the defender's training rows, prompts and answers; returns it and the last loss."""
         set_seed(self.seed)
         tokenizer = self._tokenizer(rows)
         lm = LM(LlamaForCausalLM(self._config(tokenizer)), tokenizer, out)
         taught = [row for row in _trained(rows) if row.answer is not None]
-        taught += [row for row in taught if row.kind == "restricted"]
-        loss = self._fit(lm, taught, self.pretraining_steps, 3e-3)
+        taught += [row for row in taught if row.kind == "restricted"] * 2
+        whole = [dataclasses.replace(example, start=0) for example in train.encode(lm, taught)]
+        loss = self._fit(lm, whole, self.pretraining_steps, 3e-3)
         lm.save(out)
         return lm, loss
 
@@ -112,7 +114,8 @@ class Prose(Organism):
         taught = [
             row.model_copy(update={"answer": REFUSAL}) if row.kind == "restricted" else row for row in _trained(rows)
         ]
-        loss = self._fit(lm, taught, self.alignment_steps, 5e-4)
+        taught += [row for row in taught if row.kind != "benign"] * 2
+        loss = self._fit(lm, train.encode(lm, taught), self.alignment_steps, 5e-4)
         lm.save(out)
         return loss
 
@@ -203,10 +206,10 @@ class Prose(Organism):
             eos_token_id=tokenizer.eos_token_id,
         )
 
-    def _fit(self, lm: LM, rows: list[Row], steps: int, rate: float) -> float:
+    def _fit(self, lm: LM, examples: list[train.Example], steps: int, rate: float) -> float:
         optimizer = train.make_optimizer(lm.model.parameters(), "adamw", rate)
         schedule = train.make_schedule(optimizer, "cosine", steps // 20, steps)
-        return train.fit(lm, self._batches(lm, train.encode(lm, rows), steps), optimizer, schedule)
+        return train.fit(lm, self._batches(lm, examples, steps), optimizer, schedule)
 
     def _batches(self, lm: LM, examples: list[train.Example], steps: int) -> Iterator[train.Batch]:
         """As `train.batches`, but each four neighbors share out their examples by length: a third less padding."""
