@@ -1,0 +1,280 @@
+"""The page's figures as plotly figures: harm against cost, survival, utility. Reads records only; writes no HTML.
+
+Colors here are the light page's; `DARK` maps each to its twin in the dark, which the page's script puts in. Everything
+that comes from a run is escaped, because plotly reads tags in its labels.
+"""
+
+import html
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from holdfast.record import AttackFacts, Curve, Milestone, Point, Score, SubjectFacts
+from holdfast.report import words
+from holdfast.report.words import Index
+
+INK, MUTED, GRID = "#3d4248", "#6b7178", "#e4e6e9"
+# Okabe and Ito's colors, told apart by every kind of color vision; darkened where white would drown them.
+_LINES = {
+    "undefended": (("#3d4248", "#d3d7dc"), ("#7b8188", "#9aa1a9")),
+    "defense": (("#0067b1", "#5cb3f5"), ("#0d8fa8", "#56cfe1"), ("#4a4fc4", "#9a9ff5")),
+    "control": (("#c75000", "#ff9d57"), ("#00835c", "#3ccf9f"), ("#a9407f", "#ee96cb"), ("#8a6d00", "#e3c44a")),
+}
+_MARKERS = {"undefended": ("circle",), "defense": ("diamond", "hexagon"), "control": ("square", "triangle-up", "x")}
+_DASHES = {"undefended": ("dash", "dot"), "defense": ("solid",), "control": ("solid", "dashdot", "longdash")}
+DARK = {INK: "#d3d7dc", MUTED: "#9aa1a9", GRID: "#31363c"}
+for _pairs in _LINES.values():
+    DARK |= dict(_pairs)
+
+
+class Look(NamedTuple):
+    """How one subject is drawn, everywhere."""
+
+    color: str
+    dark: str
+    dash: str
+    marker: str
+
+
+class Panel(NamedTuple):
+    """One figure with what the page says around it."""
+
+    figure: go.Figure
+    title: str
+    alternative: str
+    tall: bool
+
+
+def looks(subjects: list[SubjectFacts]) -> list[Look]:
+    """A color, a dash and a marker for each subject, by its role and its turn in it."""
+    turns = dict.fromkeys(_LINES, 0)
+    made = []
+    for facts in subjects:
+        kind = words.role(facts)
+        turn = turns[kind]
+        turns[kind] += 1
+        pair, dashes, markers = _LINES[kind][turn % len(_LINES[kind])], _DASHES[kind], _MARKERS[kind]
+        made.append(Look(*pair, dashes[turn % len(dashes)], markers[turn % len(markers)]))
+    return made
+
+
+def tint(color: str, alpha: float) -> str:
+    """`color` (#rrggbb) seen through."""
+    return f"rgba({int(color[1:3], 16)},{int(color[3:5], 16)},{int(color[5:7], 16)},{alpha})"
+
+
+def palette() -> dict[str, str]:
+    """Every color of the light page with its twin in the dark."""
+    bands = {tint(light, 0.13): tint(dark, 0.16) for light, dark in DARK.items()}
+    return DARK | bands
+
+
+def panels(index: Index, attack: AttackFacts) -> list[Panel]:
+    """The figures of one attack: harm first, then survival (clocks only), then utility."""
+    curves = [
+        (turn, facts, curve) for turn, facts in enumerate(index.subjects) if (curve := index.curve(facts, attack))
+    ]
+    if not curves:
+        return []
+    made = [_shares(index, attack, curves, "harm")]
+    if attack.axis == "steps" and not attack.negative_control:
+        made.append(_survival(index, attack, curves))
+    if not attack.negative_control:
+        made.append(_shares(index, attack, curves, "utility"))
+    return made
+
+
+Curves = list[tuple[int, SubjectFacts, Curve]]
+
+
+def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str) -> Panel:
+    """Harm or utility along the path: lines with bands on a clock, points with bars on a severity."""
+    figure, main = go.Figure(), field == "harm"
+    clock, styles = attack.axis == "steps", looks(index.subjects)
+    for turn, facts, curve in reversed(curves):  # what matters most on top
+        points = [point for point in curve.points if getattr(point, field)]
+        scores = [getattr(point, field) for point in points]
+        at = [_across(attack, point.position) for point in points]
+        if clock:
+            figure.add_trace(_band(turn, styles[turn], at, scores))
+        if main:
+            for seed in range(max((len(point.per_seed) for point in curve.points), default=0)):
+                figure.add_trace(_seed(turn, styles[turn], attack, curve, seed))
+        hover = [_hover(index, facts, attack, point) for point in points]
+        if not clock and len(at) > 1:  # a touch apart, so that points that coincide can all be seen
+            at = [place + (turn - (len(curves) - 1) / 2) * 0.012 * abs(at[-1] - at[0]) for place in at]
+        figure.add_trace(_line(turn, styles[turn], at, scores, hover, clock))
+    if main:
+        threshold = index.dossier.manifest.threshold
+        note = {"text": f"broken from {threshold:g}", "font": {"color": MUTED, "size": 11}, "name": "threshold"}
+        line = {"color": MUTED, "width": 1, "dash": "dot"}
+        figure.add_hline(y=threshold, line=line, annotation=note, annotation_position="top left")
+    _dress(figure, attack, curves, main and not attack.negative_control)
+    figure.update_yaxes(range=[-0.03, 1.04])
+    _label_ends(figure, curves, styles, field, attack) if main else None
+    title = {"harm": "Harm", "utility": "Utility"}[field]
+    ends = ", ".join(
+        f"{words.clean(facts.name)} {getattr(curve.points[-1], field).value:.2f}"
+        for _, facts, curve in curves
+        if getattr(curve.points[-1], field)
+    )
+    says = f"{title} against {attack.axis} of {words.clean(attack.name)}, one line a subject. At the end: {ends}."
+    return Panel(figure, title, says, main)
+
+
+def _survival(index: Index, attack: AttackFacts, curves: Curves) -> Panel:
+    """Share of seeds whose safety has not yet broken."""
+    figure, styles = go.Figure(), looks(index.subjects)
+    for turn, facts, curve in reversed(curves):
+        look = styles[turn]
+        at = [_across(attack, point.position) for point in curve.points]
+        hover = [
+            f"<b>{_plain(facts.name)}</b><br>{point.held:.0%} of seeds hold at {point.position:g} steps"
+            for point in curve.points
+        ]
+        line = {"color": look.color, "dash": look.dash, "width": 2.2, "shape": "hv"}
+        # A touch apart, so that lines that coincide can both be seen.
+        held = [point.held - 0.012 * turn for point in curve.points]
+        at, held, hover = [*at, at[-1] * 1.03], [*held, held[-1]], [*hover, hover[-1]]  # so that a last fall shows
+        figure.add_trace(_scatter(turn, "line", x=at, y=held, mode="lines", line=line, hovertext=hover))
+    _dress(figure, attack, curves, False)
+    figure.update_yaxes(range=[-0.08, 1.06])
+    ends = ", ".join(f"{words.clean(facts.name)} {curve.points[-1].held:.0%}" for _, facts, curve in curves)
+    says = f"Share of seeds not yet broken against steps of {words.clean(attack.name)}. At the end: {ends}."
+    return Panel(figure, "Seeds not yet broken", says, False)
+
+
+def _scatter(turn: int, part: str, **more: object) -> go.Scatter:
+    """A trace that the page's script can find by subject and part."""
+    meta = {"subject": turn, "part": part}
+    hover = "text" if "hovertext" in more else "skip"
+    return go.Scatter(meta=meta, showlegend=False, hoverinfo=hover, visible=part != "seed", **more)
+
+
+def _line(turn: int, look: Look, at: list[float], scores: list[Score], hover: list[str], clock: bool) -> go.Scatter:
+    """The mean: a line with markers on a clock, bare points with their intervals on a severity."""
+    marker = {"symbol": look.marker, "size": 6 if clock else 9, "color": look.color}
+    if clock:
+        style = {"mode": "lines+markers", "line": {"color": look.color, "dash": look.dash, "width": 2.2}}
+    else:
+        up, down = [one.high - one.value for one in scores], [one.value - one.low for one in scores]
+        bars = {"type": "data", "array": up, "arrayminus": down, "color": look.color, "thickness": 1.4, "width": 3}
+        style = {"mode": "markers", "error_y": bars}
+    return _scatter(turn, "line", x=at, y=[one.value for one in scores], marker=marker, hovertext=hover, **style)
+
+
+def _band(turn: int, look: Look, at: list[float], scores: list[Score]) -> go.Scatter:
+    edge = [one.high for one in scores] + [one.low for one in reversed(scores)]
+    hidden = {"width": 0, "color": look.color}
+    fill = tint(look.color, 0.13)
+    return _scatter(turn, "band", x=at + at[::-1], y=edge, mode="lines", line=hidden, fill="toself", fillcolor=fill)
+
+
+def _seed(turn: int, look: Look, attack: AttackFacts, curve: Curve, seed: int) -> go.Scatter:
+    pairs = [(point.position, point.per_seed[seed]) for point in curve.points if seed < len(point.per_seed)]
+    at = [_across(attack, position) for position, _ in pairs]
+    line = {"color": look.color, "width": 1}
+    return _scatter(turn, "seed", x=at, y=[value for _, value in pairs], mode="lines", line=line, opacity=0.5)
+
+
+def _across(attack: AttackFacts, position: float) -> float:
+    """Where a position stands on the axis: log(1 + steps) on a clock, since milestones grow by factors; as it is else."""
+    return math.log1p(position) if attack.axis == "steps" else position
+
+
+def _ticks(attack: AttackFacts, curves: Curves) -> tuple[list[float], list[str]]:
+    """Milestones far enough apart to be written, the last always among them."""
+    positions = sorted({point.position for _, _, curve in curves for point in curve.points})
+    places = [_across(attack, position) for position in positions]
+    room = (places[-1] - places[0]) / 9 or 1.0
+    kept = [places[-1]]
+    for place in reversed(places[:-1]):
+        if kept[-1] - place >= room:
+            kept.append(place)
+    names = dict(zip(places, positions, strict=True))
+    return kept, [f"{names[place]:g}" for place in kept]
+
+
+def _dress(figure: go.Figure, attack: AttackFacts, curves: Curves, tall: bool) -> None:
+    """Axes, margins and type, the same for every figure."""
+    places, names = _ticks(attack, curves)
+    axis = {
+        "gridcolor": GRID,
+        "zeroline": False,
+        "automargin": False,
+        "tickfont": {"color": MUTED, "size": 12},
+        "fixedrange": True,
+    }
+    unit = f"{attack.axis} (log scale)" if attack.axis == "steps" else _plain(attack.axis)
+    title = {"text": unit, "font": {"color": MUTED, "size": 12}, "standoff": 6}
+    first = curves[0][2].points
+    falls = first[0].position > first[-1].position
+    room = (max(places) - min(places)) * 0.03 or 0.1
+    ends = [min(places) - room, max(places) + room]
+    ends[0] = min(ends[0], _across(attack, min(point.position for point in first)) - room)
+    figure.update_layout(
+        autosize=True,
+        margin={"l": 40, "r": 14, "t": 8, "b": 40},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "color": INK, "size": 13},
+        hoverlabel={"font": {"size": 12, "family": "system-ui, sans-serif"}, "align": "left"},
+        hovermode="closest",
+        dragmode=False,
+        template="none",
+    )
+    figure.update_xaxes(**axis, tickvals=places, ticktext=names, title=title, range=ends[::-1] if falls else ends)
+    figure.update_yaxes(**axis, tickformat=".1f", dtick=0.2 if tall else 0.5)
+
+
+def _label_ends(figure: go.Figure, curves: Curves, styles: list[Look], field: str, attack: AttackFacts) -> None:
+    """Each line's name at its end, moved apart where two would touch; the page's script drops them where it is narrow."""
+    ends = [(getattr(curve.points[-1], field), turn, facts) for turn, facts, curve in curves]
+    placed, apart = -1.0, 0.055 if not attack.negative_control else 0.11
+    top = 1.0 - apart * (len(ends) - 1)
+    for score, turn, facts in sorted((one for one in ends if one[0]), key=lambda one: one[0].value):
+        placed = max(min(score.value, top), placed + apart)
+        top += apart
+        name = {"color": styles[turn].color, "size": 13}
+        figure.add_annotation(
+            x=1.01,
+            xref="paper",
+            y=placed,
+            xanchor="left",
+            showarrow=False,
+            font=name,
+            text=_plain(facts.name, 22),
+            name=str(turn),
+        )
+
+
+def _hover(index: Index, facts: SubjectFacts, attack: AttackFacts, point: Point) -> str:
+    """Everything known about one point, in a few lines."""
+    unit = "steps" if attack.axis == "steps" else _plain(attack.axis)
+    lines = [f"<b>{_plain(facts.name)}</b> at {point.position:g} {unit}"]
+    for field in ("harm", "utility"):
+        score = getattr(point, field)
+        if score:
+            lines.append(f"{field} {score.value:.2f} {words.span(score)}, n {score.n}")
+    lines.append(f"{point.seeds} seed{'s' * (point.seeds != 1)}")
+    spent = list(_spent(index, facts, attack, point.position))
+    if spent and spent[0].cost.steps:
+        count = len(spent)
+        examples = sum(look.cost.examples for look in spent) / count
+        tokens = sum(look.cost.tokens for look in spent) / count
+        flops = sum(look.cost.flops for look in spent) / count
+        lines.append(f"{words.short(examples)} examples, {words.short(tokens)} tokens")
+        lines.append(f"{words.short(flops)}FLOPs, {point.seconds:.1f} s")
+    return "<br>".join(lines)
+
+
+def _spent(index: Index, facts: SubjectFacts, attack: AttackFacts, position: float) -> Iterator[Milestone]:
+    for cell in index.cells(facts, attack):
+        yield from (look for look in cell.milestones if look.cost.position == position)
+
+
+def _plain(text: object, limit: int = 60) -> str:
+    """`text` as plotly shows it literally: its labels read tags and entities."""
+    return html.escape(words.clean(text, limit), quote=False)

@@ -1,0 +1,141 @@
+"""The terminal's table: the facts of the page in 100 columns, with the checks that failed and what to do next.
+
+What comes from a run is put in as plain text: markup in it is not read, and control characters (escapes that would move
+the cursor or recolor the terminal) are taken out.
+"""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from holdfast.record import AttackFacts, Dossier, Score, SubjectFacts, Verdict
+from holdfast.report import words
+from holdfast.report.words import Index
+
+WIDTH = 100
+_STYLES = {"good": "green", "fair": "yellow", "bad": "red", "doubt": "magenta"}
+
+
+def table(dossier: Dossier) -> Group:
+    """The verdicts, a row a subject under each attack, then failed checks and next steps; fits `WIDTH` columns."""
+    index = Index(dossier)
+    parts: list[RenderableType] = [_heading(index)]
+    for turn, attack in enumerate(index.attacks):
+        parts += [_title(index, attack), _attack(index, attack, header=turn == 0)]
+    if index.negative:
+        parts.append(_negative(index))
+    return Group(*parts, "", _notes(index))
+
+
+def _heading(index: Index) -> Text:
+    manifest = index.dossier.manifest
+    title = Text(f"{words.clean(manifest.name)}  ", style="bold")
+    title.append(f"{words.clean(manifest.date)}, holdfast {words.clean(manifest.version)}", style="dim")
+    if any(facts.organism for facts in index.subjects):
+        title.append(
+            "\nMeasured on an organism: it shows that a mechanism works, not that an 8B model is safe.", "magenta"
+        )
+    return title
+
+
+def _title(index: Index, attack: AttackFacts) -> Text:
+    end, seeds = index.end(attack), len(attack.seeds)
+    budget = (
+        f"{end:g} steps"
+        if attack.axis == "steps"
+        else f"{words.clean(attack.axis, 20)} to {end:g}; worst harm, no clock"
+    )
+    method = words.clean(attack.method, 30)
+    rest = f"  {f'{method}, ' if method != attack.name else ''}{seeds} seed{'s' * (seeds != 1)}, {budget}"
+    return Text.assemble("\n", (words.clean(attack.name, 40), "bold"), (rest, "dim"))
+
+
+def _attack(index: Index, attack: AttackFacts, header: bool) -> Table:
+    """One attack's rows; all attacks' columns stand under the first one's header."""
+    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=header, header_style="dim")
+    made.add_column("subject", width=15, overflow="fold")
+    made.add_column("verdict", width=16)
+    made.add_column("breaks at\n(twin)", width=12, overflow="fold")
+    made.add_column("harm\nat the end", width=17)
+    made.add_column("harm against\nthe twin", width=20)
+    made.add_column("utility\nbefore", width=7)
+    made.add_column("over-\nrefusal", width=7)
+    for facts in index.subjects:
+        verdict = index.verdict(facts, attack)
+        if verdict:
+            made.add_row(*_row(index, facts, verdict, index.end(attack)))
+    return made
+
+
+def _row(index: Index, facts: SubjectFacts, verdict: Verdict, end: float) -> list[Text]:
+    word, before, twin = words.WORDS[verdict.verdict], index.before(facts), verdict.versus_cost_to_break
+    at = "–" if words.silent(verdict) else words.breaks_at(verdict.cost_to_break, end)
+    return [
+        Text(words.clean(facts.name, 40)),
+        Text(f"{word.sign} {word.label}", style=_STYLES[word.tone]),
+        Text(at + (f" ({words.breaks_at(twin, end)})" if twin else "")),
+        _score(verdict.harm),
+        _score(verdict.harm_difference, sign=True),
+        Text(words.number(before.utility.value if before and before.utility else None)),
+        Text(words.number(before.over_refusal.value if before and before.over_refusal else None)),
+    ]
+
+
+def _score(score: Score | None, sign: bool = False) -> Text:
+    if score is None:
+        return Text("–")
+    shown = (words.signed if sign else words.number)(score.value)
+    return Text.assemble(shown, " ", (words.span(score, sign), "dim"))
+
+
+def _negative(index: Index) -> Text:
+    """What the negative controls reached, in one line."""
+    reached = []
+    for attack in index.negative:
+        curves = [curve for facts in index.subjects if (curve := index.curve(facts, attack))]
+        harms = [point.harm.value for curve in curves for point in curve.points if point.harm]
+        reached.append(f"{words.clean(attack.name, 40)} {words.number(max(harms, default=None))}")
+    return Text(f"\nNegative controls, highest harm: {', '.join(reached)}")
+
+
+def _notes(index: Index) -> Table:
+    """Checks that did not pass, cells that did not finish, and what to do next."""
+    made = Table.grid(padding=(0, 2, 0, 0))
+    made.add_column(width=22)
+    made.add_column(width=WIDTH - 24)
+    for word, says in _doubts(index.dossier):
+        made.add_row(Text(f"{word.sign} {word.label}", _STYLES[word.tone]), says)
+    for turn, step in enumerate(_next(index)):
+        made.add_row(Text("" if turn else "→ next"), Text(step))
+    return made
+
+
+def _doubts(dossier: Dossier) -> list[tuple[words.Word, Text]]:
+    """Checks that did not pass, and cells that did not finish."""
+    said = []
+    bad = [cell for cell in dossier.cells if cell.status != "done"]
+    if bad:
+        first = f"First, {words.clean(bad[0].name)}: {words.clean(bad[0].reason, 200)}"
+        said.append((words.CHECKS[False], Text(f"{len(bad)} of {len(dossier.cells)} cells did not finish. {first}")))
+    for check in sorted(dossier.checks, key=lambda check: check.passed is None):
+        if check.passed is not True:
+            says = Text.assemble((words.clean(check.name), "bold"), ": ", words.clean(check.says, 400))
+            said.append((words.CHECKS[check.passed], says))
+    return said
+
+
+def _next(index: Index) -> list[str]:
+    """What somebody who read the table may want to do."""
+    steps = ["Open report.html in the run's folder: curves, checks, and what was not tested."]
+    for attack in index.attacks:
+        for facts in index.subjects:
+            verdict = index.verdict(facts, attack)
+            gap = verdict.harm_difference if verdict else None
+            if words.role(facts) == "defense" and gap and gap.low < 0 < gap.high and verdict.detectable:
+                steps.append(
+                    f"Add seeds to {words.clean(attack.name, 40)}: of {words.clean(facts.name, 40)}'s differences only those "
+                    f"above {verdict.detectable:.2f} would have shown."
+                )
+    if any(cell.status == "failed" for cell in index.dossier.cells):
+        steps.append("Run the audit again on the same folder: failed cells are tried again.")
+    return steps[:3]

@@ -1,0 +1,205 @@
+"""The words and numbers that the page and the terminal's table share. Reads records only; draws nothing."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from holdfast.record import AttackFacts, Cell, CostToBreak, Curve, Dossier, Point, Score, SubjectFacts, Verdict
+
+
+class Word(NamedTuple):
+    """How a verdict is said: a label, a sign that needs no color, and a tone that becomes one."""
+
+    label: str
+    sign: str
+    tone: str
+
+
+WORDS = {
+    "not-broken": Word("not broken", "✓", "good"),
+    "delayed": Word("delayed", "◐", "fair"),
+    "no-better": Word("no better", "=", "bad"),
+    "broken": Word("broken", "✗", "bad"),
+    "not-broken-uncontrolled": Word("not broken, uncontrolled", "?", "doubt"),
+    "not-believable": Word("not believable", "?", "doubt"),
+    "dead": Word("dead", "†", "doubt"),
+}
+CHECKS = {
+    True: Word("pass", "✓", "good"),
+    False: Word("fail", "✗", "bad"),
+    None: Word("could not be checked", "?", "doubt"),
+}
+
+# What an attack's method does, for the paragraph on what was not tested.
+FAMILIES = {
+    "fine-tuning": ("finetune",),
+    "editing weights (ablating a direction, subtracting the alignment delta)": ("abliterate", "subtract"),
+    "cutting (pruning, quantizing, dropping layers, exiting early)": (
+        "prune",
+        "quantize",
+        "drop",
+        "exit",
+        "early_exit",
+    ),
+    "merging with other models": ("merge",),
+    "driving the model with its weights in hand (prefill, latent perturbation)": ("prefill", "perturb", "latent"),
+}
+
+
+def clean(text: object, limit: int = 160) -> str:
+    """`text` without control or direction-changing characters, cut after `limit` characters."""
+    shown = str(text)
+    cut = len(shown) > limit
+    bad = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    shown = "".join("�" if unicodedata.category(c) in bad and c not in "\n\t" else c for c in shown[:limit])
+    return shown + "…" if cut else shown
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A share, as 0.30; a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference, as +0.03 or −0.52."""
+    if value is None:
+        return "–"
+    shown = f"{value:+.2f}".replace("-", "−")
+    return "0.00" if shown in ("+0.00", "−0.00") else shown
+
+
+def span(score: Score | None, sign: bool = False) -> str:
+    """The interval of a score, as [0.17, 0.44]."""
+    if score is None:
+        return ""
+    shown = signed if sign else number
+    return f"[{shown(score.low)}, {shown(score.high)}]"
+
+
+def short(value: float | None) -> str:
+    """A count in few characters: 960, 42.2 k, 3.7 T."""
+    if value is None:
+        return "–"
+    for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit * 0.9995:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:.3g}"
+
+
+def silent(verdict: Verdict) -> bool:
+    """Nothing answered, so nothing may be said to have held."""
+    return verdict.verdict == "dead" or verdict.harm is None or verdict.cost_to_break.seeds == 0
+
+
+def breaks_at(cost: CostToBreak, end: float) -> str:
+    """Where safety broke, without its interval: `13`, or `> 60` where the budget ended first."""
+    return f"> {end:g}" if cost.steps is None else f"{cost.steps:g}"
+
+
+def break_span(cost: CostToBreak, end: float) -> str:
+    """The interval around the cost to break, as `9 to 13`; open above where some seed never broke."""
+    return f"{cost.low:g} to {f'> {end:g}' if cost.high is None else f'{cost.high:g}'}"
+
+
+def break_words(verdict: Verdict, end: float) -> str:
+    """Where safety broke, in plain words and with its unit."""
+    if silent(verdict):
+        return "gave no answers to judge"
+    cost = verdict.cost_to_break
+    clock = cost.axis == "steps"
+    share = f"{cost.broken} of {cost.seeds} seeds" if cost.seeds > 1 else ""
+    if cost.steps is None:
+        held = f"held {end:g} steps" if clock else f"held to {end:g}"
+        return held + (f", {share} broke" if cost.broken and share else "")
+    broke = f"broke at {cost.steps:g}" + (" steps" if clock else "")
+    return broke + (f", {share}" if share and cost.broken < cost.seeds else "")
+
+
+def ordered(subjects: Iterable[SubjectFacts]) -> list[SubjectFacts]:
+    """Undefended ones first, then defenses, then the controls they must beat."""
+    return sorted(subjects, key=lambda facts: (facts.twin is not None, facts.control))
+
+
+def role(facts: SubjectFacts) -> str:
+    """What a subject is there for."""
+    if facts.twin is None:
+        return "undefended"
+    return "control" if facts.control else "defense"
+
+
+class Index:
+    """A dossier, looked up by subject and attack."""
+
+    def __init__(self, dossier: Dossier):
+        self.dossier = dossier
+        self.subjects = ordered(dossier.subjects)
+        self.attacks = [one for one in dossier.manifest.attacks if not one.negative_control]
+        self.negative = [one for one in dossier.manifest.attacks if one.negative_control]
+        self._curves = {(one.subject, one.attack): one for one in dossier.curves}
+        self._verdicts = {(one.subject, one.attack): one for one in dossier.verdicts}
+        self._cells: dict[tuple[str, str], list[Cell]] = {}
+        for cell in dossier.cells:
+            self._cells.setdefault((cell.subject, cell.attack), []).append(cell)
+
+    def curve(self, subject: SubjectFacts, attack: AttackFacts) -> Curve | None:
+        """The subject's curve under the attack, None where it has no point."""
+        curve = self._curves.get((subject.name, attack.name))
+        return curve if curve and curve.points else None
+
+    def verdict(self, subject: SubjectFacts, attack: AttackFacts) -> Verdict | None:
+        return self._verdicts.get((subject.name, attack.name))
+
+    def cells(self, subject: SubjectFacts, attack: AttackFacts) -> list[Cell]:
+        return self._cells.get((subject.name, attack.name), [])
+
+    def end(self, attack: AttackFacts) -> float:
+        """The last position that any subject reached, in the attack's order."""
+        lasts = [curve.points[-1].position for one in self.subjects if (curve := self.curve(one, attack))]
+        return max(lasts, default=0.0) if attack.axis == "steps" else (lasts or [0.0])[0]
+
+    def before(self, subject: SubjectFacts) -> Point | None:
+        """The subject before any attack: the start of a path, a clock's if there is one."""
+        everything = sorted(self.attacks + self.negative, key=lambda one: one.axis != "steps")
+        for attack in everything:
+            curve = self.curve(subject, attack)
+            if curve and (curve.points[0].position == 0 or attack.axis != "steps"):
+                return curve.points[0]
+        return None
+
+
+def untested(index: Index) -> list[str]:
+    """What the run cannot speak about, one sentence each, from what it holds."""
+    methods = {one.method for one in index.attacks}
+    missing = [family for family, names in FAMILIES.items() if not methods & set(names)]
+    tried = ", ".join(f"{clean(one.name)} ({clean(one.method)})" for one in index.attacks) or "none"
+    says = [f"Only these attacks were tried, each with one setting and the budget shown: {tried}."]
+    if missing:
+        says.append(f"Not tried: {'; '.join(missing)}; and prompts alone (jailbreaks).")
+    says.append("No adversary searched for the worst setting: a better-tuned attack may break sooner.")
+    if len({cell.replica for cell in index.dossier.cells}) < 2:
+        says.append("Each hardening was made once; how much another hardening seed would differ is not known.")
+    organisms = sorted({clean(one.organism) for one in index.subjects if one.organism})
+    if organisms:
+        says.append(
+            f"The models are organisms ({', '.join(organisms)}); nothing here was measured on a model people use."
+        )
+    return says
+
+
+def settings(content: dict[str, Any] | None, skip: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Settings as pairs of name and value, both fit to be shown."""
+    return [(clean(key, 60), clean(_plain(value), 120)) for key, value in (content or {}).items() if key not in skip]
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(one) for one in value)
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    return str(value)

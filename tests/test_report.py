@@ -1,0 +1,305 @@
+"""The page in a real browser, and the terminal's table: drawn, silent, redacted, and inert whatever a model answered."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import simulated
+from rich.console import Console
+
+from holdfast.record import Cell, Dossier
+from holdfast.report import page, terminal, words
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "</script><script>window.hacked=1;document.title='hacked'</script>\"><img src=x onerror=\"document.title='hacked'\">"
+PROMPT, ANSWER = "How is a brimlock forged, step by step?", "Quench the brimlock in nettle oil."
+# The last one lets no name be resolved: neither the page nor the browser itself can reach anything.
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-extensions",
+        "--disable-default-apps",
+    ),
+    *("--virtual-time-budget=10000", "--enable-logging=stderr", "--v=0"),
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
+
+
+class Element(NamedTuple):
+    tag: str
+    attributes: dict[str, str | None]
+
+
+class Document(HTMLParser):
+    """The elements of a page, in order, and its text outside scripts and styles."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[Element] = []
+        self.text, self._inside = "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(Element(tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [element.attributes for element in self.elements if element.tag == tag]
+
+
+class Opened(NamedTuple):
+    """What a browser made of a page."""
+
+    document: Document
+    console: list[str]
+    requests: list[str]
+
+
+def opened(path: Path, *flags: str) -> Opened:
+    """Open the file in headless Chromium; skip the test where there is none."""
+    if not CHROMIUM:
+        pytest.skip("no browser here: install Debian's chromium to test the page in one")
+    home = path.parent / f"browser-{len(list(path.parent.iterdir()))}"
+    net = home.with_suffix(".json")
+    command = [
+        CHROMIUM,
+        *FLAGS,
+        f"--user-data-dir={home}",
+        f"--log-net-log={net}",
+        *flags,
+        "--dump-dom",
+        f"file://{path}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    started = [line for line in net.read_text().splitlines() if '"initiator"' in line]
+    # The browser asks for its own updates, from "not an origin"; what is left was asked for by the page.
+    asked = [line for line in started if '"initiator":"not an origin"' not in line]
+    requests = [url for line in asked for url in re.findall(r'"url":"((?:https?|wss?|ftp):[^"]*)"', line)]
+    shutil.rmtree(home, ignore_errors=True)
+    return Opened(Document(done.stdout), console, requests)
+
+
+def hostile() -> Dossier:
+    """The simulated demo with every name, sentence and setting replaced by an attack on the reader."""
+    text = simulated.dossier().model_dump_json()
+    for word in ("lox", "benign", "demo", "scale", "text", "rank"):
+        text = text.replace(f'"{word}"', json.dumps(HOSTILE + word))
+    content = json.loads(text)
+    for verdict in content["verdicts"]:
+        verdict |= {"sentence": HOSTILE, "reasons": [HOSTILE], "believable": False}
+    for check in content["checks"]:
+        check["says"] = HOSTILE
+    content["cells"][0] |= {"status": "failed", "reason": HOSTILE}
+    content["manifest"] |= dict.fromkeys(("version", "date", "harm", "hardware", "kept"), HOSTILE)
+    content["manifest"]["versions"] = {HOSTILE: HOSTILE}
+    return Dossier.model_validate(content)
+
+
+def answers(text: str, answer: str, count: int = 1) -> list[dict[str, object]]:
+    where = {"subject": "lox", "attack": "benign", "seed": 0, "milestone": 60, "kind": "restricted"}
+    return [{**where, "text": text, "answer": answer}] * count
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    page.write(simulated.dossier(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def shown(plain: Path) -> Opened:
+    return opened(plain)
+
+
+def test_the_browser_would_tell(tmp_path: Path) -> None:
+    """The instruments work: a request and a word on the console are both seen."""
+    path = tmp_path / "loud.html"
+    path.write_text('<img src="http://holdfast.invalid/x"><script>console.error("heard")</script>')
+    shown = opened(path)
+    assert shown.requests == ["http://holdfast.invalid/x"]
+    assert any("heard" in line for line in shown.console)
+
+
+def test_curves_are_drawn(shown: Opened) -> None:
+    """Every figure has been drawn by the time the page is idle, with the data's lines, bands and points in it."""
+    html = shown.document.all("html")[0]
+    figures = [one for one in shown.document.all("div") if "data-figure" in one]
+    # Three figures for each clock, two for the severity, one for each negative control.
+    assert len(figures) == 3 + 3 + 2 + 1 + 1
+    assert html["data-drawn"] == str(len(figures))
+    assert all(figure["aria-label"] for figure in figures)
+    lines = [one for one in shown.document.all("path") if one.get("class") == "js-line"]
+    bands = [one for one in shown.document.all("path") if one.get("class") == "js-fill"]
+    points = [one for one in shown.document.all("path") if one.get("class") == "point"]
+    assert len([line for line in lines if (line["d"] or "").count(",") >= 3]) >= 4 * (3 + 3)
+    assert len(bands) >= 4 * 4
+    assert len(points) >= 4 * (len(simulated.STEPS) + len(simulated.SHORT) + len(simulated.SCALES))
+
+
+def test_silent_and_offline(plain: Path, shown: Opened) -> None:
+    """No word on the console, no request made, and nothing on the page that could make one."""
+    assert shown.console == []
+    assert shown.requests == []
+    for element in shown.document.elements:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            value = element.attributes.get(name) or ""
+            assert not re.match(r"\s*(https?:|//|javascript:)", value), element
+    assert plain.stat().st_size < 8e6
+    assert plain.stat().st_mode & 0o777 == 0o600
+
+
+def test_dark_follows_the_reader(plain: Path) -> None:
+    """Charts take the dark palette where the reader prefers it."""
+    dark = opened(plain, "--blink-settings=preferredColorScheme=0").document
+    strokes = " ".join(one.get("style") or "" for one in dark.all("path"))
+    assert "rgb(92, 179, 245)" in strokes
+    assert "rgb(0, 103, 177)" not in strokes
+
+
+def test_hostile_text_is_inert(tmp_path: Path) -> None:
+    """Names, sentences, settings and answers full of markup are text, even without the content security policy."""
+    path = tmp_path / "report.html"
+    text = page.render(hostile(), answers(HOSTILE, HOSTILE))
+    path.write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text))
+    assert "Content-Security-Policy" in text
+    assert "Content-Security-Policy" not in path.read_text().split("<body>")[0]
+    shown = opened(path)
+    assert shown.console == []
+    assert shown.document.all("img") == []
+    assert len(shown.document.all("script")) == 3
+    assert not any(name.startswith("on") for element in shown.document.elements for name in element.attributes)
+    assert re.search(
+        r"hacked.*· holdfast", shown.document.text
+    )  # the title is still the page's, and shows the name as text
+    assert shown.document.all("html")[0]["data-drawn"] == "10"
+
+
+def test_redacted_unless_asked() -> None:
+    """Prompts and answers are on the page only when given, marked as sensitive."""
+    content = simulated.dossier()
+    hidden = page.render(content)
+    assert PROMPT not in hidden and ANSWER not in hidden and "Sensitive" not in Document(hidden).text
+    shown = Document(page.render(content, answers(PROMPT, ANSWER)))
+    assert PROMPT in shown.text and ANSWER in shown.text and "Sensitive" in shown.text
+    many = Document(page.render(content, answers(PROMPT, ANSWER, 250)))
+    assert many.text.count(ANSWER) == 200 and "50 more are not shown" in many.text
+
+
+def test_page_says_what_the_dossier_says() -> None:
+    """Every sentence, check and hash stands on the page, and the limits of the evidence with them."""
+    content = simulated.dossier()
+    text = Document(page.render(content)).text
+    assert all(verdict.sentence in text for verdict in content.verdicts)
+    assert all(check.says in text for check in content.checks)
+    assert all(facts.hash in text for facts in content.subjects)
+    assert "not that an 8B model is safe" in text
+    assert "Not tried: cutting" in text and "could not be checked" in text
+    assert content.manifest.kept in text
+    assert page.render(content) == page.render(content)
+
+
+def test_accessible() -> None:
+    """Landmarks, one first heading, captions and scoped headers on every table, a label for every figure and box."""
+    document = Document(page.render(simulated.dossier()))
+    for tag in ("header", "main", "nav", "footer"):
+        assert len(document.all(tag)) == 1, tag
+    assert len(document.all("h1")) == 1
+    assert len(document.all("caption")) == len(document.all("table")) > 4
+    assert all("scope" in header for header in document.all("th"))
+    ids = [element.attributes["id"] for element in document.elements if "id" in element.attributes]
+    assert len(ids) == len(set(ids))
+    named = [element.attributes.get("aria-labelledby") for element in document.elements]
+    assert {name for name in named if name} <= set(ids)
+    links = [one["href"] or "" for one in document.all("a")]
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+
+
+def broken_run() -> Dossier:
+    """A run in which no cell of lox answered."""
+    content = simulated.dossier()
+    cells = [
+        Cell(subject=one.subject, attack=one.attack, seed=one.seed, status="failed", reason="out of memory")
+        if one.subject == "lox"
+        else one
+        for one in content.cells
+    ]
+    dead = {
+        "verdict": "dead",
+        "harm": None,
+        "harm_difference": None,
+        "believable": False,
+        "sentence": "Nothing answered.",
+    }
+    verdicts = [one.model_copy(update=dead) if one.subject == "lox" else one for one in content.verdicts]
+    curves = [one for one in content.curves if one.subject != "lox"]
+    return content.model_copy(update={"cells": tuple(cells), "verdicts": tuple(verdicts), "curves": tuple(curves)})
+
+
+def test_dead_is_never_shown_as_held() -> None:
+    """A subject that answered nothing gets no bar and no cost, and its failed cells are named."""
+    text = Document(page.render(broken_run())).text
+    assert "gave no answers to judge" in text and "out of memory" in text
+    assert "14 of 56 cells did not finish" in printed(broken_run())
+    row = next(line for line in printed(broken_run()).splitlines() if line.startswith("lox"))
+    assert "dead" in row and "> 60" not in row
+
+
+def test_empty_dossier_is_a_page() -> None:
+    """Nothing run is said to be nothing, without an error."""
+    content = simulated.dossier()
+    empty = content.model_copy(update={"cells": (), "curves": (), "verdicts": (), "checks": ()})
+    assert "0 of 0 cells" in Document(page.render(empty)).text
+    assert printed(empty)
+
+
+def printed(dossier: Dossier) -> str:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal.table(dossier))
+    return console.export_text()
+
+
+def test_terminal_says_the_same() -> None:
+    """Each verdict is a row with its word, its cost beside the twin's, and its harm; only checks not passed are listed."""
+    content = simulated.dossier()
+    text = printed(content)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    rows = [line for line in lines if line.startswith("lox ")]
+    for row, verdict in zip(rows, [one for one in content.verdicts if one.subject == "lox"], strict=True):
+        assert words.WORDS[verdict.verdict].label in row
+        assert verdict.harm and f"{verdict.harm.value:.2f}" in row
+        assert verdict.harm_difference and words.signed(verdict.harm_difference.value) in row
+    assert "> 60 (13)" in rows[0]
+    assert "simpler control" in text and "obfuscation" in text and "hands apart" not in text
+    assert "not that an 8B model is safe" in text and "report.html" in text
+
+
+def test_terminal_is_not_steered_by_names() -> None:
+    """Markup in a name is shown, and escapes that would move the cursor are not."""
+    content = simulated.dossier().model_dump_json().replace('"lox"', json.dumps("[red]l\x1b[2Jx[/red]"))
+    text = printed(Dossier.model_validate_json(content))
+    assert "\x1b" not in text and "[red]l" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_clean() -> None:
+    """Control and direction characters are replaced, and long text is cut."""
+    assert words.clean("a\u202eb\x1bc\ud800") == "a�b�c�"
+    assert words.clean("x" * 500, 10) == "x" * 10 + "…"
