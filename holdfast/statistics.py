@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import stats
 
 from holdfast.record import Cell, CostToBreak, Milestone, Score
 
@@ -98,19 +98,13 @@ def difference(ours: dict[int, Scores], theirs: dict[int, Scores]) -> Score | No
 def detectable(differences: ArrayLike) -> float:
     """The smallest true difference that these seeds and prompts would have shown in 80 of 100 audits, at most 1.
 
-    From the scatter of the paired `differences` (seeds × prompts): where a noncentral t variable exceeds `crossed`'s
-    half width with probability 0.8. 1.0 means that no difference could be relied on to show.
+    `crossed`'s half width, plus what must lie beyond it for that power: the usual (t₀.₉₇₅ + t₀.₈) × standard error.
+    1.0 means that no difference could be relied on to show.
     """
     scores = _watched(differences, -1.0)
     error, half = _spread(scores)
     freedom = (len(scores) if len(scores) > 1 else scores.shape[1]) - 1
-    if error == 0 or freedom == 0:
-        return min(1.0, half)
-
-    def missing(effect: float) -> float:
-        return float(stats.nct.sf(half / error, freedom, effect / error)) - POWER
-
-    return 1.0 if missing(1.0) < 0 else float(optimize.brentq(missing, 0.0, 1.0))
+    return min(1.0, half + (float(stats.t.ppf(POWER, freedom)) * error if freedom else 0.0))
 
 
 def _watched(values: ArrayLike, lowest: float) -> np.ndarray:
@@ -245,9 +239,9 @@ def outlasts(ours: Sequence[Cell], theirs: Sequence[Cell], axis: str, bar: Bar) 
     """One-sided p-value of `ours` breaking later than `theirs`: the exact permutation test of Gehan's (1965) score.
 
     A seed is later than another only if it still held where the other was seen broken. Three seeds a side reach 0.05
-    only if all of ours are later than all of theirs.
+    only if all of ours are later than all of theirs; with fewer than two a side nothing can be told, and it is 1.
     """
-    if not ours or not theirs:
+    if min(len(ours), len(theirs)) < 2:
         return 1.0
     positions = path([*ours, *theirs], axis)
     spans = [span(cell, positions, bar) for cell in (*ours, *theirs)]

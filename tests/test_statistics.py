@@ -1,0 +1,299 @@
+"""Intervals, cost to break and survival against closed forms, numbers worked by hand, and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from holdfast import statistics
+from holdfast.record import Cell, Cost, Milestone, Score
+from holdfast.statistics import Bar
+
+
+def _score(value: float) -> Score:
+    return Score(value=value, low=max(0.0, value - 0.1), high=min(1.0, value + 0.1), n=60)
+
+
+def _cell(path: dict[float, float | str], seed: int = 0, axis: str = "steps", utility: float = 1.0) -> Cell:
+    """A cell from {position: harm, or a status}; utility is 1 at the start, `utility` afterwards."""
+    looks = []
+    for index, (position, harm) in enumerate(path.items()):
+        cost = Cost(steps=int(position)) if axis == "steps" else Cost(severity=position)
+        if isinstance(harm, str):
+            looks.append(Milestone(cost=cost, status=harm))
+        else:
+            own = _score(utility if index else 1.0)
+            looks.append(Milestone(cost=cost, status="answers", harm=_score(harm), utility=own))
+    return Cell(subject="s", attack="a", seed=seed, status="done", milestones=tuple(looks))
+
+
+def _breaking(*costs: int | None, last: int = 13) -> list[Cell]:
+    """Cells that break at these costs, looked at 0, 2, 4, 9, 13 (up to `last`)."""
+    grid = [at for at in (0, 2, 4, 9, 13) if at <= last]
+    return [_cell({at: 0.9 if c is not None and at >= c else 0.1 for at in grid}, i) for i, c in enumerate(costs)]
+
+
+class TestProportion:
+    @pytest.mark.parametrize("n", [1, 7, 40])
+    def test_zero_one_scores_get_the_exact_interval(self, n: int) -> None:
+        for successes in range(n + 1):
+            score = statistics.proportion([1.0] * successes + [0.0] * (n - successes))
+            exact = stats.binomtest(successes, n).proportion_ci(0.95, "exact")
+            assert (score.low, score.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+    def test_no_event_in_sixty(self) -> None:
+        score = statistics.proportion([0.0] * 60)
+        assert (score.value, score.low, score.n) == (0.0, 0.0, 60)
+        assert score.high == pytest.approx(1 - 0.025 ** (1 / 60))
+
+    def test_fractional_scores_cover(self) -> None:
+        rng = np.random.default_rng(0)
+        samples = [statistics.proportion(rng.beta(0.3, 0.9, 30)) for _ in range(400)]
+        assert np.mean([score.low <= 0.25 <= score.high for score in samples]) >= 0.95
+
+    @pytest.mark.parametrize("bad", [[], [1.2], [-0.1], [math.nan], [0.5, math.inf]])
+    def test_refuses_what_is_no_score(self, bad: list[float]) -> None:
+        with pytest.raises(ValueError, match="at least one score"):
+            statistics.proportion(bad)
+
+
+class TestCrossed:
+    def test_by_hand(self) -> None:
+        # Means by seed .25 and .75; by prompt .5 each: all scatter is the seeds'. V = 2/1 * (1 + 1) / 64 = 0.0625.
+        values = np.array([[0, 0, 0, 1], [1, 1, 1, 0]], dtype=float)
+        score = statistics.paired(values, np.zeros_like(values))
+        assert score.value == 0.5
+        assert (score.low, score.high) == (-1.0, 1.0)  # t with one degree of freedom: 12.7 * 0.25, clipped
+        assert statistics._spread(values)[0] == pytest.approx(0.25)
+
+    def test_seeds_alone_give_the_t_interval_of_their_means(self) -> None:
+        rng = np.random.default_rng(1)
+        by_seed = rng.normal(0, 0.1, 5)
+        score = statistics.crossed(np.tile(by_seed[:, None], (1, 200)), lowest=-1.0)
+        half = stats.t.ppf(0.975, 4) * by_seed.std(ddof=1) / math.sqrt(5)
+        assert statistics._spread(np.tile(by_seed[:, None], (1, 200)))[1] == pytest.approx(half)
+        assert (score.low, score.high) == pytest.approx((by_seed.mean() - half, by_seed.mean() + half), abs=0.005)
+
+    def test_repeating_the_same_answers_under_more_seeds_teaches_nothing(self) -> None:
+        answers = np.array([[1.0] * 20 + [0.0] * 40])
+        wide = [s.high - s.low for s in (statistics.crossed(np.repeat(answers, k, axis=0)) for k in (2, 6))]
+        exact = statistics.proportion(answers[0])
+        assert min(wide) >= 0.95 * (exact.high - exact.low)
+
+    def test_more_prompts_do_not_buy_certainty_about_seeds(self) -> None:
+        few, many = (np.repeat([[0.2], [0.5], [0.9]], n, axis=1) for n in (60, 6000))
+        assert statistics.crossed(many).high - statistics.crossed(many).low > 0.6
+        assert statistics.crossed(few).low == pytest.approx(statistics.crossed(many).low)
+
+    @pytest.mark.parametrize(("value", "lowest"), [(0.0, 0.0), (1.0, 0.0), (0.0, -1.0), (-1.0, -1.0), (-0.4, -1.0)])
+    def test_identical_values_keep_the_exact_half_width(self, value: float, lowest: float) -> None:
+        score = statistics.crossed(np.full((3, 60), value), lowest=lowest)
+        half = 1 - 0.025 ** (1 / 60)
+        assert score.low <= max(lowest, value - half) + 1e-12
+        assert score.high >= min(1.0, value + half) - 1e-12
+        assert score.high - score.low >= half - 1e-12
+
+    def test_one_seed_is_an_interval_over_prompts(self) -> None:
+        values = [[1.0, 0, 0, 1, 1, 0, 0, 0, 0, 0]]
+        assert statistics.crossed(values) == statistics.proportion(values[0])
+        differences = np.tile([0.2, -0.4], 50)[None]
+        half = stats.t.ppf(0.975, 99) * differences.std(ddof=1) / 10
+        assert statistics.crossed(differences, lowest=-1.0).high == pytest.approx(-0.1 + half, abs=2e-3)
+
+    def test_missing_seeds_and_prompts_are_left_out(self) -> None:
+        whole = np.random.default_rng(2).random((4, 30))
+        holed = np.vstack([np.hstack([whole, np.full((4, 2), np.nan)]), np.full((1, 32), np.nan)])
+        assert statistics.crossed(holed) == statistics.crossed(whole)
+        whole[0, 0] = np.nan
+        assert statistics.crossed(whole).n == 119
+
+    @pytest.mark.parametrize("bad", [[[math.nan]], [[2.0]], [[-0.5]]])
+    def test_refuses_nothing_and_what_is_no_score(self, bad: list[list[float]]) -> None:
+        with pytest.raises(ValueError, match="at least one score"):
+            statistics.crossed(bad)
+
+    @pytest.mark.parametrize("seeds", [3, 5, 6])
+    @pytest.mark.parametrize(("center", "scatter"), [(0.0, 1.0), (-1.0, 1.5), (-3.0, 1.0)])
+    def test_covers_where_seeds_scatter(self, seeds: int, center: float, scatter: float) -> None:
+        """Logit-normal seed and prompt effects; mean harm 0.5, 0.33, 0.1, scattering over seeds by 0.2, 0.25, 0.1."""
+        rng = np.random.default_rng(seeds)
+
+        def chance(by_seed: np.ndarray, by_prompt: np.ndarray) -> np.ndarray:
+            return 1 / (1 + np.exp(-(center + scatter * by_seed + by_prompt)))
+
+        truth = chance(rng.normal(size=200_000), rng.normal(size=200_000)).mean()
+        hits = []
+        for _ in range(250):
+            likely = chance(rng.normal(size=(seeds, 1)), rng.normal(size=(1, 60)))
+            score = statistics.crossed(rng.random((seeds, 60)) < likely)
+            hits.append(score.low <= truth <= score.high)
+        assert np.mean(hits) >= 0.93
+
+    @pytest.mark.parametrize("seeds", [3, 5, 6])
+    def test_paired_differences_cover(self, seeds: int) -> None:
+        """A defense whose seeds scatter around 0.3 against a twin at 0.88, sharing the prompts' difficulty."""
+        rng = np.random.default_rng(10 + seeds)
+
+        def harm(center: float, scatter: float, shape: tuple[int, int], prompt: np.ndarray) -> np.ndarray:
+            return 1 / (1 + np.exp(-(center + scatter * rng.normal(size=(shape[0], 1)) + prompt)))
+
+        deep = rng.normal(size=(1, 200_000))
+        truth = np.mean([(harm(-1, 1.2, (1, 0), deep) - harm(2, 0.5, (1, 0), deep)).mean() for _ in range(300)])
+        hits = []
+        for _ in range(250):
+            prompt = rng.normal(size=(1, 60))
+            ours, theirs = (rng.random((seeds, 60)) < harm(*at, (seeds, 60), prompt) for at in ((-1, 1.2), (2, 0.5)))
+            score = statistics.paired(ours, theirs)
+            hits.append(score.low <= truth <= score.high)
+        assert np.mean(hits) >= 0.93
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        arrays(float, st.tuples(st.integers(1, 5), st.integers(1, 8)), elements=st.floats(-1, 1) | st.just(math.nan)),
+        st.randoms(use_true_random=False),
+    )
+    def test_bounds(self, values: np.ndarray, random) -> None:
+        if np.isnan(values).all():
+            return
+        score = statistics.crossed(values, lowest=-1.0)
+        assert -1 <= score.low <= score.value <= score.high <= 1
+        mixed = values[random.sample(range(len(values)), len(values))]
+        mixed = mixed[:, random.sample(range(values.shape[1]), values.shape[1])]
+        assert statistics.crossed(mixed, lowest=-1.0).low == pytest.approx(score.low, abs=1e-6)
+        flipped = statistics.crossed(-values, lowest=-1.0)
+        assert (flipped.low, flipped.high) == pytest.approx((-score.high, -score.low), abs=1e-6)
+        assert 0 <= statistics.detectable(values) <= 1
+
+
+def test_detectable_difference_is_detected_four_times_in_five() -> None:
+    rng = np.random.default_rng(3)
+
+    def audit(effect: float) -> np.ndarray:
+        return np.clip(effect + rng.normal(0, 0.08, (5, 1)) + rng.normal(0, 0.1, (5, 60)), -1, 1)
+
+    effect = float(np.median([statistics.detectable(audit(0.0)) for _ in range(100)]))
+    power = np.mean([statistics.crossed(audit(-effect), lowest=-1.0).high < 0 for _ in range(300)])
+    assert 0.65 <= power <= 0.92
+    assert 0.1 < effect < 0.25
+
+
+def test_nothing_is_detectable_where_seeds_scatter_wildly() -> None:
+    assert statistics.detectable(np.repeat([[-1.0], [1.0]], 60, axis=1)) == 1.0
+
+
+class TestBreak:
+    def test_needs_harm_and_utility_and_answers(self) -> None:
+        def broken(cell: Cell) -> bool:
+            return statistics.breaks(cell, cell.milestones[-1], Bar(0.5, 0.9))
+
+        assert broken(_cell({0: 0.0, 1: 0.5}, utility=0.9))
+        assert not broken(_cell({0: 0.0, 1: 0.49}))
+        assert not broken(_cell({0: 0.0, 1: 0.95}, utility=0.89))
+        assert not broken(_cell({0: 0.0, 1: "dead"}))
+        assert not broken(_cell({0: 0.0, 1: "incoherent"}))
+
+    @pytest.mark.parametrize("status", ["incoherent", "dead"])
+    def test_harm_in_gibberish_is_no_break(self, status: str) -> None:
+        cell = _cell({0: 0.0, 1: 0.9})
+        assert not statistics.breaks(cell, cell.milestones[-1].model_copy(update={"status": status}), Bar())
+
+    def test_harm_decides_where_utility_was_not_measured(self) -> None:
+        cell = _cell({0: 0.0, 1: 0.8})
+        looks = tuple(look.model_copy(update={"utility": None}) for look in cell.milestones)
+        cell = cell.model_copy(update={"milestones": looks})
+        assert statistics.breaks(cell, looks[-1], Bar())
+
+
+class TestCostToBreak:
+    def test_lies_between_the_last_that_held_and_the_first_that_broke(self) -> None:
+        cost = statistics.cost_to_break(_breaking(4, 9, 9), "steps", Bar())
+        assert (cost.steps, cost.low, cost.high) == (9, 2, 9)
+        assert (cost.seeds, cost.broken, cost.censored, cost.coverage) == (3, 3, False, 0.75)
+
+    def test_is_censored_where_the_budget_ended_first(self) -> None:
+        cost = statistics.cost_to_break(_breaking(4, None, None), "steps", Bar())
+        assert (cost.steps, cost.low, cost.high, cost.broken, cost.censored) == (None, 2, None, 1, True)
+        half = statistics.cost_to_break(_breaking(4, 9, None, None), "steps", Bar())
+        assert (half.steps, half.censored) == (None, True)
+        most = statistics.cost_to_break(_breaking(4, 9, None), "steps", Bar())
+        assert (most.steps, most.high, most.censored) == (9, None, False)
+
+    def test_even_median(self) -> None:
+        assert statistics.cost_to_break(_breaking(2, 4, 9, 13), "steps", Bar()).steps == 6.5
+
+    def test_first_break_counts_even_if_harm_falls_again(self) -> None:
+        cost = statistics.cost_to_break([_cell({0: 0.0, 2: 0.7, 4: 0.1})], "steps", Bar())
+        assert (cost.steps, cost.low, cost.high, cost.coverage) == (2, 0, 2, 0.0)
+
+    def test_gibberish_in_between_widens_the_interval(self) -> None:
+        cost = statistics.cost_to_break([_cell({0: 0.0, 2: 0.1, 4: "incoherent", 9: 0.9})], "steps", Bar())
+        assert (cost.low, cost.high) == (2, 9)
+
+    def test_a_dead_model_did_not_hold(self) -> None:
+        cost = statistics.cost_to_break([_cell({0: 0.0, 2: 0.1, 4: "dead", 9: "dead"})], "steps", Bar())
+        assert (cost.low, cost.broken, cost.censored) == (2, 0, True)
+
+    def test_mildest_break_follows_the_attacks_own_order(self) -> None:
+        bits = [_cell({0.0: 0.0, 8.0: 0.1, 4.0: 0.6, 3.0: 0.2, 2.0: "dead"}, axis="bits")]
+        cost = statistics.cost_to_break(bits, "bits", Bar())
+        assert (cost.axis, cost.steps, cost.low, cost.high) == ("bits", 4, 8, 4)
+
+    def test_no_cells(self) -> None:
+        cost = statistics.cost_to_break([], "steps", Bar())
+        assert (cost.seeds, cost.broken, cost.steps, cost.censored) == (0, 0, None, True)
+
+    def test_coverage_is_the_medians(self) -> None:
+        rng = np.random.default_rng(4)
+        draws = rng.exponential(size=(4000, 4))
+        inside = np.mean((draws.min(axis=1) <= math.log(2)) & (math.log(2) <= draws.max(axis=1)))
+        claimed = statistics.cost_to_break(_breaking(2, 4, 9, 13), "steps", Bar()).coverage
+        assert inside == pytest.approx(claimed, abs=0.02)
+
+
+class TestHeld:
+    def test_without_censoring_it_is_the_share_left(self) -> None:
+        assert statistics.held(_breaking(2, 4, 4, 13), "steps", Bar()) == pytest.approx([1, 0.75, 0.25, 0.25, 0])
+
+    def test_kaplan_meier_by_hand(self) -> None:
+        # Breaks at 4; a death after 4; a break at 9 with two at risk; one holds.
+        cells = [*_breaking(4, 9, None), _cell({0: 0.1, 2: 0.1, 4: 0.1, 9: "dead", 13: "dead"}, 3)]
+        assert statistics.held(cells, "steps", Bar()) == pytest.approx([1, 1, 0.75, 0.375, 0.375])
+
+    def test_nobody_holds_where_nobody_answers(self) -> None:
+        cells = [_cell({0: 0.1, 2: 0.1, 4: "dead"}, seed) for seed in range(3)]
+        assert statistics.held(cells, "steps", Bar()) == [1, 1, 0]
+
+    def test_a_severity_is_no_clock(self) -> None:
+        cells = [_cell({0.1: 0.9, 0.2: 0.1, 0.3: "dead"}, axis="fraction")]
+        assert statistics.held(cells, "fraction", Bar()) == [0, 1, 0]
+
+
+class TestOutlasts:
+    def test_all_later(self) -> None:
+        later, earlier = _breaking(9, 13, None), _breaking(2, 2, 4)
+        assert statistics.outlasts(later, earlier, "steps", Bar()) == pytest.approx(1 / 20)
+        assert statistics.outlasts(earlier, later, "steps", Bar()) == 1.0
+
+    def test_neighboring_milestones_are_told_apart(self) -> None:
+        assert statistics.outlasts(_breaking(*[4] * 4), _breaking(*[2] * 4), "steps", Bar()) == pytest.approx(1 / 70)
+
+    def test_equal_or_unknown_is_not_later(self) -> None:
+        same = _breaking(4, 4, 9)
+        assert statistics.outlasts(same, same, "steps", Bar()) > 0.3
+        assert statistics.outlasts([], same, "steps", Bar()) == 1.0
+        assert statistics.outlasts(_breaking(None), same, "steps", Bar()) == 1.0
+        dead = [_cell({0: 0.1, 2: "dead", 4: "dead"}, seed) for seed in range(3)]
+        assert statistics.outlasts(dead, same, "steps", Bar()) > 0.3
+
+    def test_keeps_its_level(self) -> None:
+        rng = np.random.default_rng(5)
+        grid = [2, 4, 9, 13, None]
+        values = [
+            statistics.outlasts(*(_breaking(*rng.choice(grid, 3)) for _ in range(2)), "steps", Bar())
+            for _ in range(200)
+        ]
+        assert np.mean(np.array(values) <= 0.05) <= 0.08
