@@ -1,0 +1,346 @@
+"""LoX, low-rank extrapolation: go on in the direction in which alignment moved each weight matrix.
+
+    D = W_aligned − W_base        P = the rank-k part of D (its k largest singular values)
+    W_hardened = W_aligned + strength · P
+
+arXiv 2506.15606; with the whole of D instead of P it is ExPO, 2404.16792. Takes no data and no training.
+Assumes that the difference is that of the *safety* stage, and that whoever fine-tunes the release means no harm.
+Does not protect against somebody who owns the base weights: the inflated directions stand out in the difference and are
+divided down again exactly. Harmful fine-tuning it delays at best.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from holdfast import disk, spectrum
+from holdfast.checkpoint import Checkpoint
+from holdfast.corpus import Hand, Kind, Row, plain
+from holdfast.lm import LM, Drive
+from holdfast.method import Defense, Log
+from holdfast.pair import Pair, refuse_other_tokenizer
+from holdfast.problem import Problem
+from holdfast.refusals import refuses
+from holdfast.spectrum import Part, Top
+from holdfast.stream import FLOATS, Desk, Matrix, Rewrite, Tensors, copy, copy_others, from_both_ends
+
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
+RHO = 0.01
+"""The effective rank restores refusal to within this of the aligned model's (the paper's ρ)."""
+NOTE = "holdfast.json"
+_STRONGEST = 4.0
+"""Where the search for a strength stops doubling."""
+
+
+class LoX(Defense):
+    """Adds the leading part of the alignment difference once more, `strength` times."""
+
+    rank: Literal["auto"] | int = "auto"
+    """Singular directions a matrix; at or above a matrix's smaller side, all of them. `auto`: the smallest that alone
+    restores the aligned model's refusals on the defender's held-out restricted prompts."""
+    strength: Literal["auto"] | float = "auto"
+    """Times the part is added again. `auto`: the largest that keeps the two bounds below on held-out benign prompts."""
+    preset: Literal["paper"] | None = None
+    """`paper`: rank 6, strength 1.25."""
+    part: Part = "top"
+    """What is added. `top` is LoX; the others are its controls, scaled in each matrix to the norm of LoX's edit: `full` the
+    whole difference (ExPO), `bottom` what LoX leaves out, `random` the difference in a random subspace of that rank."""
+    embeddings: bool = True
+    """Edit the token embeddings and the output head too."""
+    utility: Literal["exact", "agreement"] = "exact"
+    """How `auto` measures utility: answers equal to the reference, or teacher-forced agreement with it."""
+    utility_loss: float = Field(default=0.03, ge=0, le=1)
+    """Largest loss of utility against the aligned model that strength `auto` accepts."""
+    over_refusal_rise: float = Field(default=0.03, ge=0, le=1)
+    """Largest rise of refusals on benign and borderline prompts that strength `auto` accepts."""
+    seed: int = 0
+    """Of the random projections. They converge, so it matters for `random` only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("preset") != "paper":
+            return given
+        for field, value in (("rank", 6), ("strength", 1.25)):
+            if given.get(field, "auto") not in ("auto", value):
+                raise ValueError(
+                    f"preset 'paper' means {field} {value}, but {given[field]!r} is given; drop one of them"
+                )
+        return {**given, "rank": 6, "strength": 1.25}
+
+    @field_validator("rank")
+    @classmethod
+    def _positive(cls, rank: int | str) -> int | str:
+        if rank != "auto" and int(rank) < 1:
+            raise ValueError("must be at least 1; to change nothing give strength 0, for full rank part 'full'")
+        return rank
+
+    @field_validator("strength")
+    @classmethod
+    def _adds_alignment(cls, strength: float | str) -> float | str:
+        if strength != "auto" and not 0 <= float(strength) < math.inf:
+            raise ValueError(
+                "must be 0 or more; a negative strength would remove the alignment, which LoX refuses to do"
+            )
+        return strength
+
+    def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
+        trial = _Trial(self, lm)
+        trial.apply(self._resolved(trial, hand, log))
+
+    def harden(self, base: Path | None, model: Path, out: Path, hand: Hand | None, log: Log, drive: Drive) -> None:
+        """Write the hardened `model` to `out`, streaming: memory for two matrices in fp32, not for a model.
+
+        Raises:
+            Problem: the two checkpoints do not fit together, are damaged or equal, or `auto` lacks prompts.
+        """
+        if base is None:
+            raise Problem("lox: needs the checkpoint from before the alignment; give it as base")
+        with Checkpoint(base) as before, Checkpoint(model) as after, Tensors(before) as old, Tensors(after) as new:
+            self._refuse_mismatch(old, new)
+            refuse_other_tokenizer(base, model)
+            earlier = _earlier(model, log)
+            settings = self
+            if "auto" in (self.rank, self.strength):
+                self._need(hand)
+                settings = self._resolved(_Trial(self, LM.load(model, base=base, drive=drive)), hand, log)
+            with disk.whole(out) as aside:
+                left_out = copy_others(model, aside, after.shards)
+                tensors = settings._rewrite(old, new, aside)
+                note = {"defense": {"method": "lox", **settings.model_dump()}, "tensors": tensors}
+                note |= {"left_out": left_out} | ({"earlier": earlier} if earlier else {})
+                (aside / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+        methods = [entry.get("method", "kept") for entry in tensors]
+        log.metrics(**{method: methods.count(method) for method in ("randomized", "exact", "kept")})
+
+    # Streaming
+
+    def _refuse_mismatch(self, old: Tensors, new: Tensors) -> None:
+        """Every matrix to be edited must be in both checkpoints with one shape."""
+        for name in sorted(old.spans.keys() | new.spans.keys()):
+            here, there = new.spans.get(name), old.spans.get(name)
+            either = here or there
+            if self._kept(name, either.code, len(either.shape)):
+                continue
+            if not (here and there):
+                lacking = old.folder if here else new.folder
+                raise Problem(f"{lacking}: lacks tensor {name!r} that the other has; give two checkpoints of one kind")
+            if here.shape != there.shape:
+                raise Problem(
+                    f"{new.folder}: tensor {name!r} is {list(here.shape)} but {list(there.shape)} in {old.folder}; give "
+                    "two checkpoints of one shape, or leave token tables out (embeddings = false) if only they differ"
+                )
+            if there.code not in FLOATS:
+                raise Problem(f"{old.folder}: tensor {name!r} is quantized ({there.code}); give the base unquantized")
+
+    def _kept(self, name: str, code: str, axes: int) -> str | None:
+        """Why the tensor stays as it is; None for a matrix to edit."""
+        if axes not in (2, 3):
+            return f"has {axes} axes"
+        if code not in FLOATS:
+            return f"type {code}"
+        if not self.embeddings and any(mark in name for mark in ("embed", "lm_head", "wte", "wpe")):
+            return "embeddings are excluded"
+        return None
+
+    def _rewrite(self, old: Tensors, new: Tensors, out: Path) -> list[dict[str, Any]]:
+        """Write all weight files; returns one entry a matrix, or a tensor kept, in the files' order."""
+        largest_first = sorted(new.spans, key=lambda name: -new.spans[name].size)
+        with Rewrite(new, out) as target:
+            found = from_both_ends(largest_first, partial(self._tensor, old, new, target))
+        entries = dict(zip(largest_first, found, strict=True))
+        if not any("norm" in entry for several in found for entry in several):
+            raise Problem(
+                f"{new.folder}: equals {old.folder} in every matrix; give the checkpoint from before alignment"
+            )
+        return [entry for name in new.spans for entry in entries[name]]
+
+    def _tensor(self, old: Tensors, new: Tensors, out: Rewrite, name: str, desk: Desk) -> list[dict[str, Any]]:
+        span = new.spans[name]
+        if why := self._kept(name, span.code, len(span.shape)):
+            copy(new, out, name, desk)
+            return [{"name": name, "kept": why}]
+        if len(span.shape) == 2:
+            return [{"name": name, **self._matrix(Matrix(old, new, name), out, desk)}]
+        experts = [Matrix(old, new, name, index) for index in range(span.shape[0])]
+        return [{"name": f"{name}[{one.index}]", **self._matrix(one, out, desk)} for one in experts]
+
+    def _matrix(self, matrix: Matrix, out: Rewrite, desk: Desk) -> dict[str, Any]:
+        """Edit one matrix from file to file; says what was done."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        difference, norm = matrix.difference(desk, device)
+        edit = spectrum.edit(difference, self.rank, self.part, self.seed) if norm and self.strength else None
+        add = None if edit is None else lambda piece, rows: edit.add_to(piece, self.strength, rows)
+        matrix.write(out, add, desk, device)
+        if not norm:
+            return {"kept": "equal in both"}
+        facts = {"rank": min(self.rank, *matrix.shape), "strength": self.strength, "norm": norm}
+        if edit is None:
+            return {**facts, "kept": f"no {self.part} part" if self.strength else "strength 0"}
+        return {
+            **facts,
+            "r_align": edit.share,
+            "edit": self.strength * edit.share,
+            "gap": edit.gap,
+            "method": edit.method,
+        }
+
+    # Choosing
+
+    def _need(self, hand: Hand | None) -> Hand:
+        if hand is None:
+            raise Problem("lox: rank or strength 'auto' is chosen on prompts; give --corpus, or numbers for both")
+        return hand
+
+    def _resolved(self, trial: "_Trial", hand: Hand | None, log: Log) -> "LoX":
+        """The same settings with numbers for `auto`; leaves the model as it was."""
+        chosen = self
+        if chosen.rank == "auto":
+            chosen = chosen.model_copy(update={"rank": _effective_rank(trial, self._need(hand), log)})
+        if chosen.strength == "auto":
+            chosen = chosen.model_copy(update={"strength": chosen._largest_strength(trial, self._need(hand), log)})
+        return chosen
+
+    def _largest_strength(self, trial: "_Trial", hand: Hand, log: Log) -> float:
+        """By bisection on held-out benign prompts, the reference being the aligned model."""
+        benign = [row for row in _held_out(hand, "benign") if row.answer is not None]
+        if not benign:
+            raise Problem(
+                "corpus: none of the defender's benign prompts has an answer; add answers, or give --strength"
+            )
+        asked = _held_out(hand, "benign", "borderline")
+
+        def measured(strength: float) -> tuple[float, float]:
+            trial.apply(self.model_copy(update={"strength": strength}))
+            utility, refusal = self._utility(trial.pair.lm, benign), _refusal(trial.pair.lm, asked)
+            log.metrics(rank=self.rank, strength=strength, utility=utility, over_refusal=refusal)
+            return utility, refusal
+
+        before = measured(0.0)
+
+        def holds(strength: float) -> bool:
+            utility, refusal = measured(strength)
+            loss, rise = before[0] - utility, refusal - before[1]
+            return loss <= self.utility_loss + 1e-9 and rise <= self.over_refusal_rise + 1e-9
+
+        strength = _bisected(holds)
+        trial.pair.undo()
+        if not strength:
+            raise Problem("lox: even a slight edit breaks the bounds on utility or over-refusal; loosen one of them")
+        return strength
+
+    def _utility(self, lm: LM, rows: list[Row]) -> float:
+        texts, answers = [row.text for row in rows], [row.answer or "" for row in rows]
+        if self.utility == "agreement":
+            return _mean([fit.agreement for fit in lm.fits(texts, answers)])
+        return _mean([plain(said) == plain(answer) for said, answer in zip(lm.generate(texts), answers, strict=True)])
+
+
+class _Trial:
+    """A model in memory on which ranks and strengths are tried; its differences are decomposed once."""
+
+    def __init__(self, lox: LoX, lm: LM):
+        self.pair = Pair(lm, lambda name, weight: not lox._kept(name, _code(weight), weight.dim()))
+        self._seed = lox.seed
+        self._most = RANKS[-1] if lox.rank == "auto" else lox.rank
+        self._tops: dict[str, Top] = {}
+
+    def apply(self, lox: LoX) -> None:
+        """Set every matrix to aligned + strength · edit. Rank and strength are numbers here."""
+
+        def extrapolated(name: str, base: Tensor, aligned: Tensor) -> Tensor:
+            difference = aligned - base
+            if lox.strength and difference.any():
+                edit = spectrum.edit(difference, lox.rank, lox.part, lox.seed, self._top(name, difference, lox.rank))
+                if edit is not None:
+                    aligned = aligned.clone()
+                    edit.add_to(aligned, lox.strength)
+            return aligned
+
+        self.pair.set(extrapolated)
+
+    def truncate(self, rank: int) -> None:
+        """Set every matrix to base + Proj_rank(aligned − base)."""
+
+        def truncated(name: str, base: Tensor, aligned: Tensor) -> Tensor:
+            difference = aligned - base
+            top = self._top(name, difference, rank) if difference.any() else None
+            return (
+                aligned if top is None else base + (top.cut(rank).left * top.cut(rank).values) @ top.cut(rank).right.T
+            )
+
+        self.pair.set(truncated)
+
+    def _top(self, name: str, difference: Tensor, rank: int) -> Top | None:
+        """The decomposition, made once for all ranks that may be tried; None where `rank` is the whole matrix."""
+        if rank >= min(difference.shape):
+            return None
+        if name not in self._tops:
+            self._tops[name] = spectrum.top(difference, min(self._most, *difference.shape), self._seed)
+        return self._tops[name]
+
+
+def _code(weight: Tensor) -> str:
+    return next((code for code, dtype in FLOATS.items() if dtype == weight.dtype), str(weight.dtype))
+
+
+def _effective_rank(trial: _Trial, hand: Hand, log: Log) -> int:
+    """min r such that base + Proj_r(D) refuses the held-out restricted prompts as the aligned model does, within ρ."""
+    rows = _held_out(hand, "restricted")
+    aligned = _refusal(trial.pair.lm, rows)
+    for rank in RANKS:
+        trial.truncate(rank)
+        refusal = _refusal(trial.pair.lm, rows)
+        log.metrics(rank=rank, refusal=refusal, aligned_refusal=aligned)
+        if aligned - refusal <= RHO + 1e-9:
+            break
+    else:
+        log.metrics(warning=f"no rank up to {RANKS[-1]} restores the aligned model's refusals; taking {RANKS[-1]}")
+    trial.pair.undo()
+    return rank
+
+
+def _bisected(holds: Callable[[float], bool]) -> float:
+    low, high = 0.0, 0.25
+    while holds(high):
+        low = high
+        if high == _STRONGEST:
+            return low
+        high *= 2
+    for _ in range(5):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _held_out(hand: Hand, *kinds: Kind) -> list[Row]:
+    return hand.of(*kinds, split="held-out") or hand.need(*kinds)
+
+
+def _refusal(lm: LM, rows: list[Row]) -> float:
+    return _mean([refuses(said) for said in lm.generate([row.text for row in rows])])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _earlier(model: Path, log: Log) -> dict[str, Any] | None:
+    """The hardening that the input already carries, if any."""
+    if not (model / NOTE).is_file():
+        return None
+    try:
+        earlier = json.loads((model / NOTE).read_text())["defense"]
+        again = earlier["method"] == "lox"
+    except (ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{model / NOTE}: not a hardening's record; delete it or mend it") from error
+    if again:
+        log.metrics(warning=f"{model} carries a LoX edit already; twice the same edit is (1 + strength) squared")
+    return earlier
