@@ -1,98 +1,20 @@
 """The page in a real browser, and the terminal's table: drawn, silent, redacted, and inert whatever a model answered."""
 
+import io
 import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import simulated
+from browser import Document, Opened, opened
 from rich.console import Console
 
-from holdfast.record import Cell, Dossier
+from holdfast.record import Dossier
 from holdfast.report import page, terminal, words
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</script><script>window.hacked=1;document.title='hacked'</script>\"><img src=x onerror=\"document.title='hacked'\">"
 PROMPT, ANSWER = "How is a brimlock forged, step by step?", "Quench the brimlock in nettle oil."
-# The last one lets no name be resolved: neither the page nor the browser itself can reach anything.
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *(
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-extensions",
-        "--disable-default-apps",
-    ),
-    *("--virtual-time-budget=10000", "--enable-logging=stderr", "--v=0"),
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-)
-
-
-class Element(NamedTuple):
-    tag: str
-    attributes: dict[str, str | None]
-
-
-class Document(HTMLParser):
-    """The elements of a page, in order, and its text outside scripts and styles."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[Element] = []
-        self.text, self._inside = "", ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append(Element(tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside not in ("script", "style"):
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [element.attributes for element in self.elements if element.tag == tag]
-
-
-class Opened(NamedTuple):
-    """What a browser made of a page."""
-
-    document: Document
-    console: list[str]
-    requests: list[str]
-
-
-def opened(path: Path, *flags: str) -> Opened:
-    """Open the file in headless Chromium; skip the test where there is none."""
-    if not CHROMIUM:
-        pytest.skip("no browser here: install Debian's chromium to test the page in one")
-    home = path.parent / f"browser-{len(list(path.parent.iterdir()))}"
-    net = home.with_suffix(".json")
-    command = [
-        CHROMIUM,
-        *FLAGS,
-        f"--user-data-dir={home}",
-        f"--log-net-log={net}",
-        *flags,
-        "--dump-dom",
-        f"file://{path}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    started = [line for line in net.read_text().splitlines() if '"initiator"' in line]
-    # The browser asks for its own updates, from "not an origin"; what is left was asked for by the page.
-    asked = [line for line in started if '"initiator":"not an origin"' not in line]
-    requests = [url for line in asked for url in re.findall(r'"url":"((?:https?|wss?|ftp):[^"]*)"', line)]
-    shutil.rmtree(home, ignore_errors=True)
-    return Opened(Document(done.stdout), console, requests)
 
 
 def hostile() -> Dossier:
@@ -139,17 +61,15 @@ def test_the_browser_would_tell(tmp_path: Path) -> None:
 
 def test_curves_are_drawn(shown: Opened) -> None:
     """Every figure has been drawn by the time the page is idle, with the data's lines, bands and points in it."""
-    html = shown.document.all("html")[0]
     figures = [one for one in shown.document.all("div") if "data-figure" in one]
     # Three figures for each clock, two for the severity, one for each negative control.
     assert len(figures) == 3 + 3 + 2 + 1 + 1
-    assert html["data-drawn"] == str(len(figures))
+    assert shown.document.all("html")[0]["data-drawn"] == str(len(figures))
     assert all(figure["aria-label"] for figure in figures)
     lines = [one for one in shown.document.all("path") if one.get("class") == "js-line"]
     bands = [one for one in shown.document.all("path") if one.get("class") == "js-fill"]
     points = [one for one in shown.document.all("path") if one.get("class") == "point"]
-    assert len([line for line in lines if (line["d"] or "").count(",") >= 3]) >= 4 * (3 + 3)
-    assert len(bands) >= 4 * 4
+    assert len([line for line in lines if (line["d"] or "").count(",") >= 3]) >= 4 * (3 + 3) and len(bands) >= 4 * 4
     assert len(points) >= 4 * (len(simulated.STEPS) + len(simulated.SHORT) + len(simulated.SCALES))
 
 
@@ -167,8 +87,8 @@ def test_silent_and_offline(plain: Path, shown: Opened) -> None:
 
 def test_dark_follows_the_reader(plain: Path) -> None:
     """Charts take the dark palette where the reader prefers it."""
-    dark = opened(plain, "--blink-settings=preferredColorScheme=0").document
-    strokes = " ".join(one.get("style") or "" for one in dark.all("path"))
+    shown = opened(plain, "--blink-settings=preferredColorScheme=0")
+    strokes = " ".join(one.get("style") or "" for one in shown.document.all("path"))
     assert "rgb(92, 179, 245)" in strokes
     assert "rgb(0, 103, 177)" not in strokes
 
@@ -196,19 +116,18 @@ def test_redacted_unless_asked() -> None:
     content = simulated.dossier()
     hidden = page.render(content)
     assert PROMPT not in hidden and ANSWER not in hidden and "Sensitive" not in Document(hidden).text
-    shown = Document(page.render(content, answers(PROMPT, ANSWER)))
-    assert PROMPT in shown.text and ANSWER in shown.text and "Sensitive" in shown.text
-    many = Document(page.render(content, answers(PROMPT, ANSWER, 250)))
-    assert many.text.count(ANSWER) == 200 and "50 more are not shown" in many.text
+    shown = Document(page.render(content, answers(PROMPT, ANSWER))).text
+    assert PROMPT in shown and ANSWER in shown and "Sensitive" in shown
+    many = Document(page.render(content, answers(PROMPT, ANSWER, 250))).text
+    assert many.count(ANSWER) == 200 and "50 more are not shown" in many
 
 
 def test_page_says_what_the_dossier_says() -> None:
     """Every sentence, check and hash stands on the page, and the limits of the evidence with them."""
     content = simulated.dossier()
     text = Document(page.render(content)).text
-    assert all(verdict.sentence in text for verdict in content.verdicts)
-    assert all(check.says in text for check in content.checks)
-    assert all(facts.hash in text for facts in content.subjects)
+    said = [verdict.sentence for verdict in content.verdicts] + [check.says for check in content.checks]
+    assert all(one in text for one in (*said, *(facts.hash for facts in content.subjects)))
     assert "not that an 8B model is safe" in text
     assert "Not tried: cutting" in text and "could not be checked" in text
     assert content.manifest.kept in text
@@ -225,21 +144,14 @@ def test_accessible() -> None:
     assert all("scope" in header for header in document.all("th"))
     ids = [element.attributes["id"] for element in document.elements if "id" in element.attributes]
     assert len(ids) == len(set(ids))
-    named = [element.attributes.get("aria-labelledby") for element in document.elements]
-    assert {name for name in named if name} <= set(ids)
-    links = [one["href"] or "" for one in document.all("a")]
-    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    assert {element.attributes.get("aria-labelledby") for element in document.elements} - {None} <= set(ids)
+    assert {one["href"] for one in document.all("a")} <= {f"#{one}" for one in ids}
 
 
 def broken_run() -> Dossier:
     """A run in which no cell of lox answered."""
     content = simulated.dossier()
-    cells = [
-        Cell(subject=one.subject, attack=one.attack, seed=one.seed, status="failed", reason="out of memory")
-        if one.subject == "lox"
-        else one
-        for one in content.cells
-    ]
+    failed = {"status": "failed", "reason": "out of memory", "milestones": ()}
     dead = {
         "verdict": "dead",
         "harm": None,
@@ -247,9 +159,12 @@ def broken_run() -> Dossier:
         "believable": False,
         "sentence": "Nothing answered.",
     }
-    verdicts = [one.model_copy(update=dead) if one.subject == "lox" else one for one in content.verdicts]
-    curves = [one for one in content.curves if one.subject != "lox"]
-    return content.model_copy(update={"cells": tuple(cells), "verdicts": tuple(verdicts), "curves": tuple(curves)})
+    changed = {
+        "cells": tuple(one.model_copy(update=failed if one.subject == "lox" else {}) for one in content.cells),
+        "verdicts": tuple(one.model_copy(update=dead if one.subject == "lox" else {}) for one in content.verdicts),
+        "curves": tuple(one for one in content.curves if one.subject != "lox"),
+    }
+    return content.model_copy(update=changed)
 
 
 def test_dead_is_never_shown_as_held() -> None:
@@ -270,7 +185,7 @@ def test_empty_dossier_is_a_page() -> None:
 
 
 def printed(dossier: Dossier) -> str:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(terminal.table(dossier))
     return console.export_text()
 
@@ -283,9 +198,13 @@ def test_terminal_says_the_same() -> None:
     assert max(map(len, lines)) <= 100
     rows = [line for line in lines if line.startswith("lox ")]
     for row, verdict in zip(rows, [one for one in content.verdicts if one.subject == "lox"], strict=True):
-        assert words.WORDS[verdict.verdict].label in row
-        assert verdict.harm and f"{verdict.harm.value:.2f}" in row
-        assert verdict.harm_difference and words.signed(verdict.harm_difference.value) in row
+        assert verdict.harm and verdict.harm_difference
+        said = (
+            words.WORDS[verdict.verdict].label,
+            f"{verdict.harm.value:.2f}",
+            words.signed(verdict.harm_difference.value),
+        )
+        assert all(one in row for one in said)
     assert "> 60 (13)" in rows[0]
     assert "simpler control" in text and "obfuscation" in text and "hands apart" not in text
     assert "not that an 8B model is safe" in text and "report.html" in text
@@ -297,6 +216,14 @@ def test_terminal_is_not_steered_by_names() -> None:
     text = printed(Dossier.model_validate_json(content))
     assert "\x1b" not in text and "[red]l" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_no_better_than_whom() -> None:
+    """The word names the rival that its reason names."""
+    verdict = next(one for one in simulated.dossier().verdicts if one.subject == "lox")
+    told = {"verdict": "no-better", "reasons": ("better than undefended, but no better than full-rank here",)}
+    assert words.word(verdict.model_copy(update=told)).label == "no better than full-rank"
+    assert words.word(verdict.model_copy(update=told | {"reasons": ()})).label == "no better"
 
 
 def test_clean() -> None:

@@ -111,7 +111,7 @@ def _heads(index: Index) -> list[dict[str, Any]]:
     made = []
     for facts, look in _looked(index):
         found = [(attack, verdict) for attack in index.attacks if (verdict := index.verdict(facts, attack))]
-        said = [{"attack": attack, "word": words.WORDS[verdict.verdict]} for attack, verdict in found]
+        said = [{"attack": attack, "word": words.word(verdict)} for attack, verdict in found]
         if words.role(facts) == "defense" and said:
             made.append({"facts": facts, "look": look, "said": said})
     return made
@@ -165,6 +165,7 @@ def _row(index: Index, attack: AttackFacts, facts: SubjectFacts, turn: int, end:
         row["twin"] = {"at": words.breaks_at(twin, end), "between": words.break_span(twin, end)}
     return row | {
         "word": words.WORDS[verdict.verdict],
+        "full_word": words.word(verdict),
         "silent": words.silent(verdict),
         "broke": words.break_words(verdict, end),
         "at": words.breaks_at(cost, end),

@@ -131,7 +131,13 @@ def _next(index: Index) -> list[str]:
         for facts in index.subjects:
             verdict = index.verdict(facts, attack)
             gap = verdict.harm_difference if verdict else None
-            if words.role(facts) == "defense" and gap and gap.low < 0 < gap.high and verdict.detectable:
+            if (
+                len(attack.seeds) > 1
+                and words.role(facts) == "defense"
+                and gap
+                and gap.low < 0 < gap.high
+                and verdict.detectable
+            ):
                 steps.append(
                     f"Add seeds to {words.clean(attack.name, 40)}: of {words.clean(facts.name, 40)}'s differences only those "
                     f"above {verdict.detectable:.2f} would have shown."

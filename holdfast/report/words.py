@@ -86,6 +86,19 @@ def short(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def word(verdict: Verdict) -> Word:
+    """The verdict's word; *no better* with whom it is no better than, where its reason names one."""
+    plain = WORDS[verdict.verdict]
+    rivals = [control.control for control in verdict.controls] + ([verdict.versus] if verdict.versus else [])
+    said = " ".join(verdict.reasons)
+    than = next((rival for rival in rivals if f"no better than {rival}" in said), None)
+    return (
+        plain._replace(label=f"{plain.label} than {clean(than, 40)}")
+        if than and verdict.verdict == "no-better"
+        else plain
+    )
+
+
 def silent(verdict: Verdict) -> bool:
     """Nothing answered, so nothing may be said to have held."""
     return verdict.verdict == "dead" or verdict.harm is None or verdict.cost_to_break.seeds == 0
