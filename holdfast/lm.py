@@ -5,6 +5,7 @@ whatever it holds at that moment. Knows nothing of attacks, defenses or records.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,11 @@ class Fit:
     agreement: float
     """Share of the answer's tokens that the model would have chosen itself."""
     tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean surprise a token; infinite where the model's numbers are not finite."""
+        return math.exp(min(-self.logprob, 700.0)) if math.isfinite(self.logprob) else math.inf
 
 
 class LM:

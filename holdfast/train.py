@@ -1,0 +1,219 @@
+"""Tools for a training loop: rows to batches, the loss on answers, optimizers and schedules, and one plain loop.
+
+Tools, not a Trainer: a method's own file shows its whole algorithm. Knows models and corpora, no method in particular.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from holdfast.corpus import Hand, Row
+from holdfast.lm import LM
+from holdfast.method import Settings
+from holdfast.problem import Problem
+from holdfast.record import Cost
+
+Optimizer = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Adversary(Settings):
+    """Somebody who fine-tunes: what data, which optimizer, how long. Attacks and inner adversaries share this record."""
+
+    data: Literal["harmful", "benign", "mixed"] = "harmful"
+    """`harmful`: restricted prompts with their answers. `benign`: benign prompts and lessons. `mixed`: both."""
+    poison: float = Field(0.1, ge=0, le=1)
+    """Share of harmful rows where `data` is `mixed`."""
+    source: str | None = None
+    """Take only rows of this source, where the corpus mixes several."""
+    examples: int | None = Field(None, gt=0)
+    """Rows to train on; all that the hand holds unless given."""
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = Field(2e-5, ge=0)
+    schedule: Schedule = "constant"
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    batch: int = Field(16, gt=0)
+    steps: int = Field(60, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    lora_rank: int | None = Field(None, gt=0)
+    """Train a LoRA adapter of this rank (alpha twice the rank, all linear layers) in place of all weights."""
+
+    def rows(self, hand: Hand, seed: int) -> list[Row]:
+        """The rows this adversary trains on. Raises `Problem` if the hand holds none of that kind with an answer."""
+        harmful = self._some(hand, seed, "restricted") if self.data != "benign" else []
+        benign = self._some(hand, seed, "benign", "lesson") if self.data != "harmful" else []
+        if self.data != "mixed":
+            return (harmful or benign)[: self.examples]
+        total = self.examples or min(
+            int(len(benign) / (1 - self.poison)) if self.poison < 1 else len(harmful),
+            int(len(harmful) / self.poison) if self.poison > 0 else len(benign),
+        )
+        poisoned = round(self.poison * total)
+        if poisoned > len(harmful) or total - poisoned > len(benign):
+            raise Problem(
+                f"attack: {total} rows with a poison share of {self.poison} need {poisoned} harmful and "
+                f"{total - poisoned} benign rows; the {hand.name} holds {len(harmful)} and {len(benign)}: lower `examples`"
+            )
+        return harmful[:poisoned] + benign[: total - poisoned]
+
+    def _some(self, hand: Hand, seed: int, *kinds: Literal["restricted", "benign", "lesson"]) -> list[Row]:
+        rows = [r for r in hand.of(*kinds) if r.answer is not None and self.source in (None, r.source)]
+        if not rows:
+            of = f" from {self.source!r}" if self.source else ""
+            raise Problem(f"corpus: the {hand.name} holds no {' or '.join(kinds)} row with an answer{of}; add some")
+        random.Random(seed).shuffle(rows)
+        return rows
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt and its answer; the loss counts from `start` on."""
+
+    ids: list[int]
+    start: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded ids, mask and labels (−100 where the loss does not look), each of shape (rows, width)."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return int(self.mask.sum())
+
+
+def encode(lm: LM, rows: Sequence[Row]) -> list[Example]:
+    """The rows as examples, through the template that `lm` is driven with."""
+    return [Example(*lm.encode(row.text, row.answer or "")) for row in rows]
+
+
+def order(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
+    """Which rows each of `steps` batches holds: shuffled epoch after epoch, nobody left out of an epoch."""
+    generator = random.Random(seed)
+    stream: list[int] = []
+    while len(stream) < batch * steps:
+        epoch = list(range(count))
+        generator.shuffle(epoch)
+        stream += epoch
+    return [stream[i * batch : (i + 1) * batch] for i in range(steps)]
+
+
+def collate(lm: LM, examples: Sequence[Example]) -> Batch:
+    """Examples as one right-padded batch on the model's device."""
+    width = max(len(e.ids) for e in examples)
+    pad = lm.tokenizer.pad_token_id
+    ids = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in examples])
+    mask = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in examples])
+    labels = [[-100] * e.start + e.ids[e.start :] + [-100] * (width - len(e.ids)) for e in examples]
+    return Batch(ids.to(lm.device), mask.to(lm.device), torch.tensor(labels).to(lm.device))
+
+
+def batches(lm: LM, examples: Sequence[Example], batch: int, steps: int, seed: int) -> Iterator[Batch]:
+    """`steps` batches of the examples."""
+    for chosen in order(len(examples), batch, steps, seed):
+        yield collate(lm, [examples[i] for i in chosen])
+
+
+def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy on the answers' tokens, mean over tokens."""
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], name: Optimizer, learning_rate: float, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """The named optimizer of torch with its own defaults."""
+    kinds = {
+        "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+        "rmsprop": torch.optim.RMSprop,
+    }
+    trainable = [p for p in parameters if p.requires_grad]
+    return kinds[name](trainable, lr=learning_rate, weight_decay=weight_decay)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, name: Schedule, warmup: int, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The named schedule over `steps`, after `warmup` steps of linear rise."""
+    kind = "constant_with_warmup" if name == "constant" else name
+    return get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+
+
+class Meter:
+    """Counts what a training run spends. `seconds` leaves out whatever happens inside `paused`."""
+
+    def __init__(self, lm: LM):
+        self.parameters = sum(p.numel() for p in lm.model.parameters())
+        self.trained = sum(p.numel() for p in lm.model.parameters() if p.requires_grad)
+        self.steps = self.examples = self.tokens = 0
+        self._spent = 0.0
+        self._since = time.perf_counter()
+
+    def step(self, examples: int, tokens: int) -> Cost:
+        """Count one optimizer step and return all that was spent so far.
+
+        A step costs 2 operations a weight and token forward, 2 backward through activations, and 2 more for the weights trained
+        (the usual 6·N·tokens when all are).
+        """
+        self.steps, self.examples, self.tokens = self.steps + 1, self.examples + examples, self.tokens + tokens
+        self._spent += time.perf_counter() - self._since
+        flops = (4.0 * self.parameters + 2.0 * self.trained) * self.tokens
+        self._since = time.perf_counter()
+        return Cost(
+            steps=self.steps, examples=self.examples, tokens=self.tokens, flops=flops, seconds=round(self._spent, 3)
+        )
+
+    def resume(self) -> None:
+        """Start the clock again after somebody looked."""
+        self._since = time.perf_counter()
+
+
+def fit(
+    lm: LM,
+    work: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    clip: float = 1.0,
+    at: Callable[[Cost], bool] = lambda cost: True,
+) -> float:
+    """The plain loop: one optimizer step a batch, `at` after each; returns the last loss.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    lm.model.train()
+    meter = Meter(lm)
+    loss = 0.0
+    for batch in work:
+        value = answer_loss(lm.model, batch)
+        loss = float(value.detach())
+        if not torch.isfinite(value):
+            raise FloatingPointError(f"the loss became {loss} at step {meter.steps + 1}")
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+        optimizer.step()
+        schedule.step()
+        if not at(meter.step(len(batch.ids), batch.tokens)):
+            break
+        meter.resume()
+    lm.model.eval()
+    return loss
