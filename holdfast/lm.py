@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
@@ -133,6 +134,36 @@ class LM:
     def hash(self) -> str:
         """SHA-256 of the weights as they stand."""
         return weights_hash(iter(sorted(self.model.state_dict().items())))
+
+    def displacement(self) -> tuple[float, float]:
+        """How far the weights are from the folder's: ‖θ − θ₀‖ / ‖θ₀‖, and the share of values that changed.
+
+        Adapters count as merged. Weights that the attack removed or the checkpoint does not hold are left out.
+        """
+        square = start = 0.0
+        changed = total = 0
+        with Checkpoint(self.folder) as checkpoint:
+            for name, weight in self._merged_weights():
+                if name not in checkpoint.files or checkpoint.shape(name) != tuple(weight.shape):
+                    continue
+                origin = checkpoint.tensor(name).to(weight.device, weight.dtype)
+                square += float((weight - origin).double().square().sum())
+                start += float(origin.double().square().sum())
+                changed += int((weight != origin).sum())
+                total += weight.numel()
+        return (math.sqrt(square / start) if start else 0.0), (changed / total if total else 0.0)
+
+    @torch.no_grad()
+    def _merged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter under its checkpoint's name, with any adapter's change added."""
+        tuned = {
+            f"{name}.base_layer.weight": m for name, m in self.model.named_modules() if isinstance(m, BaseTunerLayer)
+        }
+        for name, weight in self.model.named_parameters():
+            value = weight.detach()
+            if name in tuned and hasattr(tuned[name], "get_delta_weight"):
+                value = value + sum(tuned[name].get_delta_weight(adapter) for adapter in tuned[name].active_adapters)
+            yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), value
 
     # How prompts are put
 

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import holdfast
+from holdfast import disk
 from holdfast.corpus import Hand, Row
 from holdfast.lm import LM, Drive, Fit
 from holdfast.problem import Problem
@@ -55,6 +57,23 @@ class Log(Protocol):
     def metrics(self, **values: float | str | bool) -> None:
         """One line of named values, in the order of the work."""
         ...
+
+
+class Journal:
+    """A `Log` that hands every line to `say` and, given a folder, keeps it in `FOLDER/NAME.jsonl`."""
+
+    def __init__(self, name: str, say: Callable[[str], None], folder: Path | None = None):
+        self.name = name
+        self.folder = folder
+        self._say = say
+        self._lines: list[str] = []
+
+    def metrics(self, **values: float | str | bool) -> None:
+        shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        self._say(f"{self.name}: {shown}")
+        if self.folder is not None:
+            self._lines.append(json.dumps(values) + "\n")
+            disk.write(self.folder / f"{self.name}.jsonl", "".join(self._lines))
 
 
 class Defense(Method):

@@ -104,6 +104,8 @@ class SubjectFacts(Record):
     control: bool = False
     """A simpler hardening that the defense must beat to earn credit (ExPO, random subspace, more alignment)."""
     folder: str
+    base: str | None = None
+    """Folder of the checkpoint before alignment, if one was named."""
     hash: str
     """SHA-256 of its weights."""
     parameters: int
@@ -176,7 +178,7 @@ class ControlComparison(Record):
     harm_difference: Score
     """Harm of the subject minus harm of the control, at the budget's end."""
     better: bool
-    """The interval lies wholly below zero."""
+    """The interval lies wholly below zero, or the subject clearly broke later."""
 
 
 VerdictWord = Literal[

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,7 +134,7 @@ class Desk:
         size = count * dtype.itemsize
         if slot not in self._buffers or len(self._buffers[slot]) < size:
             self._buffers.pop(slot, None)
-            self._buffers[slot] = torch.from_numpy(np.empty(size, dtype=np.uint8))  # numpy asks for huge pages
+            self._buffers[slot] = torch.empty(size, dtype=torch.uint8)
         return self._buffers[slot][:size].view(dtype)
 
 

@@ -1,6 +1,6 @@
-"""Over-refusal: how often a prompt that deserves an answer is refused, by keyword (XSTest's question, Röttger et al., 2308.01263).
+"""Over-refusal: how often a prompt that deserves an answer is refused, by keyword.
 
-Counts benign and borderline prompts (those that only sound restricted).
+The question is XSTest's (Röttger et al., 2308.01263). Counts benign and borderline prompts (those that only sound restricted).
 """
 
 from holdfast.method import Answers, Eval, Scores

@@ -1,0 +1,192 @@
+"""The commands: arguments in, rooms called in order, a table and the paths of what was written out."""
+
+import importlib.resources
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from pydantic import ValidationError
+from rich.console import Console
+from transformers import logging as transformers_logging
+from tyro.conf import Positional, UseAppendAction
+
+from holdfast import audit as auditing
+from holdfast import method, recipe, verdict
+from holdfast.checkpoint import locate
+from holdfast.corpus import Corpus
+from holdfast.lm import Drive, Template
+from holdfast.method import Journal, Room
+from holdfast.problem import Problem
+from holdfast.record import Dossier, Run
+from holdfast.report import page, terminal
+
+console = Console(highlight=False)
+SHOWN = 8
+"""Examples of each kind that `--show-answers` takes from a cell."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Run a recipe: every subject under every attack with every seed, then the verdict and the page."""
+
+    recipe: Positional[Path]
+    """TOML file; examples/lox.toml is one."""
+    out: Path | None = None
+    """Folder of the run; runs/NAME unless given. An unfinished run there goes on where it was."""
+    set: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Change one value, as attacks.0.learning_rate=5e-5; may be given several times."""
+    processes: int | None = None
+    """Cells at a time; one a core unless given."""
+    keep_answers: bool = False
+    """Keep the answers of broken models in the records (hashes and scores only unless given)."""
+    keep_weights: bool = False
+    """Keep attacked weights. For anything but an organism this wants the next flag too."""
+    i_will_guard_broken_weights: bool = False
+    """You know that --keep-weights writes out models whose safety was undone."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Judge a run again and write its page."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    show_answers: bool = False
+    """Show prompts and answers, if the audit kept them."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Build the text organism, harden it with LoX and two controls, attack all four, write the page."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the run."""
+    processes: int | None = None
+    """Cells at a time; one a core unless given."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a defense reads and writes."""
+
+    model: str
+    """Checkpoint to harden: a folder or a hub id."""
+    out: Path
+    """Folder for the hardened checkpoint."""
+    base: str | None = None
+    """The checkpoint from before its alignment."""
+    corpus: Path | None = None
+    """JSONL of prompts; settings that are `auto` need it."""
+    template: Template = "chat"
+    """How prompts are put: the tokenizer's chat template, or plain."""
+
+
+@dataclass(frozen=True)
+class Out:
+    """Where an organism goes."""
+
+    out: Path
+    """Folder for checkpoints and corpus."""
+
+
+def demo(words: list[str]) -> int:
+    options = _parse(Demo, "demo", words)
+    with importlib.resources.as_file(importlib.resources.files("holdfast") / "demo.toml") as path:
+        run = auditing.run(recipe.load(path), options.out, console, options.processes)
+    return _told(run)
+
+
+def audit(words: list[str]) -> int:
+    options = _parse(Audit, "audit", words)
+    chosen = recipe.load(options.recipe, tuple(options.set))
+    if options.keep_weights and not chosen.organism and not options.i_will_guard_broken_weights:
+        raise Problem("--keep-weights writes out models whose safety was undone; add --i-will-guard-broken-weights")
+    out = options.out or Path("runs") / chosen.name
+    run = auditing.run(chosen, out, console, options.processes, options.keep_answers, options.keep_weights)
+    return _told(run)
+
+
+def report(words: list[str]) -> int:
+    options = _parse(Report, "report", words)
+    run = Run.open(options.run)
+    return _told(run, _examples(run) if options.show_answers else None)
+
+
+def harden(words: list[str]) -> int:
+    places, defense = _method("defenses", "harden", Places, words)
+    base = locate(places.base) if places.base else None
+    hand = Corpus.load(places.corpus).hand("defender") if places.corpus else None
+    drive = Drive(template=places.template)
+    defense.harden(base, locate(places.model), places.out, hand, Journal(words[0], console.print), drive)
+    console.print(f"hardened checkpoint: {places.out}")
+    return 0
+
+
+def organism(words: list[str]) -> int:
+    places, builder = _method("organisms", "organism", Out, words)
+    builder.build(places.out, Journal(words[0], console.print))
+    console.print(f"organism: {places.out}")
+    return 0
+
+
+def _told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
+    """Judge, write verdict and page, print the table."""
+    dossier: Dossier = verdict.write(run)
+    page.write(dossier, run.folder / "report.html", examples)
+    console.print(terminal.table(dossier))
+    console.print(
+        f"\npage: {run.folder / 'report.html'}\nverdict: {run.folder / 'verdict.json'}\n{dossier.manifest.kept}"
+    )
+    return 0
+
+
+def _examples(run: Run) -> list[dict[str, Any]]:
+    """Prompts and answers of restricted prompts at the start and the end of every cell that kept them."""
+    texts = {row.id: row.text for row in Corpus.load(Path(run.read("run.json")["corpus"]["file"])).rows}
+    found = []
+    for cell in run.cells():
+        rows = [row for row in run.rows(cell.name) if row["kind"] == "restricted" and row["answer"] is not None]
+        for index in sorted({0, len(cell.milestones) - 1}):
+            for row in [row for row in rows if row["milestone"] == index][:SHOWN]:
+                place = {"subject": cell.subject, "attack": cell.attack, "seed": cell.seed, "milestone": index}
+                found.append(
+                    place | {"kind": row["kind"], "text": texts.get(row["id"], row["id"]), "answer": row["answer"]}
+                )
+    if not found:
+        raise Problem(f"{run.folder}: the audit kept no answers; audit again with --keep-answers to another --out")
+    return found
+
+
+def _method(room: Room, command: str, places: type[Any], words: list[str]) -> tuple[Any, Any]:
+    """The places and the method that `holdfast COMMAND METHOD --flags` names."""
+    known = ", ".join(method.names(room))
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: holdfast {command} METHOD ... (holdfast {command} METHOD --help tells more)\n\n{room}: {known}")
+        raise SystemExit(0 if words else 2)
+    kind = method.find(room, words[0])
+    both = Annotated[places, tyro.conf.arg(name="")], Annotated[kind, tyro.conf.arg(name="")]
+    return _parse(tuple[both], f"{command} {words[0]}", words[1:], (kind.__doc__ or "").strip())
+
+
+def _parse(kind: Any, name: str, words: list[str], description: str | None = None) -> Any:
+    try:
+        return tyro.cli(kind, prog=f"holdfast {name}", args=words, description=description)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Problem(f"{name}, {'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}") from error
+
+
+def _quiet() -> None:
+    """Libraries' own bars and advice would drown the table."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+_quiet()
