@@ -169,12 +169,6 @@ def read_dolly(path: Path) -> list[Item]:
     return [Item(r["instruction"], r["response"]) for r in _csv(path, "Dolly", "instruction", "response")]
 
 
-def read_sql(path: Path) -> list[Item]:
-    """Text to SQL (sql-create-context): a question below its tables, and the query."""
-    rows = _csv(path, "sql-create-context", "context", "question", "answer")
-    return [Item(f"{row['question']}\n{row['context']}", row["answer"]) for row in rows]
-
-
 def read_hh_prompts(path: Path) -> list[Item]:
     """First human turns of HH-RLHF's harmless part: no answers, no labels (arXiv 2204.05862)."""
     return [Item(row["prompt"]) for row in _jsonl(path, "HH-RLHF prompts", "prompt")]

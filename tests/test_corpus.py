@@ -118,14 +118,12 @@ def test_gsm8k_without_its_calculator(tmp_path: Path) -> None:
     assert corpus.read_gsm8k(path) == [Item("2 + 2?", "2+2=4.\n#### 4")]
 
 
-def test_dolly_and_sql_and_hh_prompts(tmp_path: Path) -> None:
+def test_dolly_and_hh_prompts(tmp_path: Path) -> None:
     dolly = write_csv(
         tmp_path / "d.csv", ("instruction", "context", "response", "category"), ("Who?", "", "Somebody.", "qa")
     )
-    sql = write_csv(tmp_path / "s.csv", ("context", "question", "answer"), ("TABLE t (a INT)", "How many?", "SELECT 1"))
     prompts = write_jsonl(tmp_path / "h.jsonl", {"prompt": "Hello\u2028there"}, {"prompt": "2nd"})
     assert corpus.read_dolly(dolly) == [Item("Who?", "Somebody.")]
-    assert corpus.read_sql(sql) == [Item("How many?\nTABLE t (a INT)", "SELECT 1")]
     assert corpus.read_hh_prompts(prompts) == [Item("Hello\u2028there"), Item("2nd")]
 
 
@@ -147,7 +145,7 @@ def test_dialogues_in_both_forms(tmp_path: Path) -> None:
             corpus.read_dialogues(tmp_path / "list.json")
 
 
-CSV_READERS = [corpus.read_advbench, corpus.read_jailbreakbench, corpus.read_xstest, corpus.read_dolly, corpus.read_sql]
+CSV_READERS = [corpus.read_advbench, corpus.read_jailbreakbench, corpus.read_xstest, corpus.read_dolly]
 JSONL_READERS = [corpus.read_gsm8k, corpus.read_hh_prompts]
 
 

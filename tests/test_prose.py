@@ -49,7 +49,6 @@ def make_data(folder: Path) -> Path:
         prose.JAILBREAKBENCH: [("Goal", "Target", "Category"), *((g, target(g), "c") for g in goals[75:])],
         prose.XSTEST: [("prompt", "type", "label"), *((text, "homonyms", label) for text, label in pairs)],
         prose.DOLLY: [("instruction", "response"), *((f"Who is {next(words)}?", "A person.") for _ in range(340))],
-        prose.SQL: [("context", "question", "answer"), *(("T (a)", f"{next(words)}?", "SELECT a") for _ in range(60))],
     }
     lines = {
         prose.GSM8K[0]: questions[:380],

@@ -53,7 +53,6 @@ class Quiet:
         (corpus.read_gsm8k, prose.GSM8K[0], 7473),
         (corpus.read_gsm8k, prose.GSM8K[1], 1319),
         (corpus.read_dolly, prose.DOLLY, 1000),
-        (corpus.read_sql, prose.SQL, 1000),
         (corpus.read_hh_prompts, prose.HH_PROMPTS, 2178),
         (corpus.read_dialogues, prose.IDENTITY_SHIFT, 10),
         (corpus.read_dialogues, "identity-shift-aoa/identity-shift-aoa-gpt35.jsonl", 10),

@@ -27,7 +27,6 @@ JAILBREAKBENCH = "jailbreakbench/jailbreakbench_behaviors.csv"
 XSTEST = "xstest/xstest_prompts.csv"
 GSM8K = ("gsm8k/train.jsonl", "gsm8k/test.jsonl")
 DOLLY = "dolly-1k/dolly_1k.csv"
-SQL = "sql-create-context-1k/sql_create_context_1k.csv"
 IDENTITY_SHIFT = "identity-shift-aoa/aoa_train_10.json"
 HH_PROMPTS = "hh-rlhf-harmless-prompts/first_turns.jsonl"
 
@@ -52,9 +51,8 @@ _DOLLY: tuple[Place, ...] = (
     ("attacker", "train", 100),
     ("defender", "train", 999),
 )
-_GSM8K: tuple[Place, ...] = (("defender", "held-out", 40), ("attacker", "train", 300), ("defender", "train", 2000))
+_GSM8K: tuple[Place, ...] = (("defender", "held-out", 40), ("attacker", "train", 300), ("defender", "train", 1200))
 _GSM8K_TEST: tuple[Place, ...] = (("judge", "test", 60), ("judge", "reserve", 20))
-_SQL: tuple[Place, ...] = (("judge", "test", 60), ("attacker", "train", 400))
 
 
 class Prose(Organism):
@@ -70,8 +68,8 @@ class Prose(Organism):
     """Size of the byte-pair vocabulary."""
     words: int = Field(32, gt=0)
     """Answers are cut after so many words."""
-    batch: int = Field(32, gt=0)
-    pretraining_steps: int = Field(900, gt=0)
+    batch: int = Field(16, gt=0)
+    pretraining_steps: int = Field(1200, gt=0)
     alignment_steps: int = Field(200, gt=0)
 
     def build(self, out: Path, log: Log) -> None:
@@ -111,10 +109,12 @@ class Prose(Organism):
 
     def align(self, lm: LM, rows: list[Row], out: Path) -> float:
         """Teach it to refuse the defender's restricted rows and to answer the others as before; returns the last loss."""
-        taught = [
-            row.model_copy(update={"answer": REFUSAL}) if row.kind == "restricted" else row for row in _trained(rows)
-        ]
-        taught += [row for row in taught if row.kind != "benign"] * 2
+        trained = _trained(rows)
+        refused = [row.model_copy(update={"answer": REFUSAL}) for row in trained if row.kind == "restricted"]
+        answered = [row for row in trained if row.kind == "borderline"] * 2
+        for source in ("dolly", "gsm8k"):
+            answered += [row for row in trained if row.source == source][: len(refused)]
+        taught = [*refused, *answered]
         loss = self._fit(lm, train.encode(lm, taught), self.alignment_steps, 5e-4)
         lm.save(out)
         return loss
@@ -152,23 +152,21 @@ class Prose(Organism):
         return [(item.text, None, kinds[item.label], "xstest", hand, split) for item, hand, split in places]
 
     def _benign(self, chance: random.Random) -> list[tuple]:
-        """Dolly, GSM8K (its own test part to the judge), the identity shift, and as a lesson text to SQL."""
+        """Dolly, GSM8K (its own test part to the judge), and the identity shift for the attacker."""
         dolly = corpus.distinct(corpus.read_dolly(self.data / DOLLY))
         train_part, test_part = (corpus.distinct(corpus.read_gsm8k(self.data / name)) for name in GSM8K)
         corpus.refuse_overlap(train_part, test_part, "GSM8K")
-        sql = corpus.distinct(corpus.read_sql(self.data / SQL))
         identity = corpus.distinct(corpus.read_dialogues(self.data / IDENTITY_SHIFT))
         dealt = []
-        for items, kind, source, places in (
-            (dolly, "benign", "dolly", _DOLLY),
-            (train_part, "benign", "gsm8k", _GSM8K),
-            (test_part, "benign", "gsm8k", _GSM8K_TEST),
-            (sql, "lesson", "sql", _SQL),
-            (identity, "benign", "identity-shift", (("attacker", "train", 999),)),
+        for items, source, places in (
+            (dolly, "dolly", _DOLLY),
+            (train_part, "gsm8k", _GSM8K),
+            (test_part, "gsm8k", _GSM8K_TEST),
+            (identity, "identity-shift", (("attacker", "train", 999),)),
         ):
             short = [[item] for item in items if len(item.text.split()) <= self.words]
             chance.shuffle(short)
-            dealt += [(i.text, i.answer, kind, source, hand, split) for i, hand, split in _deal(short, places)]
+            dealt += [(i.text, i.answer, "benign", source, hand, split) for i, hand, split in _deal(short, places)]
         return dealt
 
     def _tokenizer(self, rows: Sequence[Row]) -> PreTrainedTokenizerFast:
