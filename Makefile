@@ -1,0 +1,38 @@
+# Two commands do everything: `make demo` and `make test`. Each makes the environment first if it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export OMP_NUM_THREADS = 1
+export TOKENIZERS_PARALLELISM = false
+HOLDFAST_DATA ?= $(CURDIR)/../shared/data
+export HOLDFAST_DATA
+
+.PHONY: demo test hard real lint bench install
+
+demo: install
+	$(BIN)/holdfast demo
+
+test: install lint
+	$(BIN)/python -m pytest -n 2 -m "not hard and not real"
+
+hard: install
+	$(BIN)/python -m pytest -n 2 -m hard
+
+real: install
+	$(BIN)/python -m pytest -m real
+	$(BIN)/holdfast audit examples/real.toml
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: install
+	$(BIN)/python benchmarks/lox.py
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@

@@ -1,0 +1,81 @@
+"""The house: an import points to a strictly lower floor, and rooms on one floor do not import each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parent.parent / "holdfast"
+FLOORS = [
+    {"problem"},
+    {"disk"},
+    {"checkpoint"},
+    {"lm", "corpus", "record", "refusals"},
+    {"method", "stream", "spectrum"},
+    {"train", "pair"},
+    {"organisms", "attacks", "defenses", "evals", "statistics"},
+    {"checks", "recipe"},
+    {"cell"},
+    {"audit", "verdict"},
+    {"report"},
+    {"commands"},
+    {"cli"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(path for path in HOUSE.rglob("*.py") if path != HOUSE / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(source: str) -> set[str]:
+    """The rooms of holdfast that a source file imports."""
+    rooms = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "holdfast":
+            names = [f"holdfast.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("holdfast.")}
+    return rooms
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_imports_point_strictly_down(path):
+    room = room_of(path)
+    assert room in FLOOR, f"{room} has no floor: give it one in this test"
+    for other in imported_rooms(path.read_text()) - {room}:
+        assert other in FLOOR, f"{path.name} imports holdfast.{other}, which is no room"
+        assert FLOOR[other] < FLOOR[room], f"{room} imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("light", ["record", "statistics", "checks", "verdict", "corpus", "disk", "problem", "report"])
+def test_records_and_verdicts_know_no_torch(light):
+    seen, waiting = set(), [light]
+    while waiting:
+        room = waiting.pop()
+        seen.add(room)
+        for path in [p for p in FILES if room_of(p) == room]:
+            source = path.read_text()
+            assert "import torch" not in source and "from torch" not in source, f"{light} reaches torch through {room}"
+            waiting += imported_rooms(source) - seen
+
+
+def test_the_check_sees_an_upward_import():
+    assert imported_rooms("from holdfast import audit\nimport holdfast.cell\nfrom holdfast.lm import LM") == {
+        "audit",
+        "cell",
+        "lm",
+    }
+
+
+def test_a_file_is_one_room():
+    long = {
+        str(path.relative_to(HOUSE)): lines for path in FILES if (lines := len(path.read_text().splitlines())) > 360
+    }
+    assert not long
