@@ -444,7 +444,7 @@ def test_auto_without_a_corpus_is_a_problem(
         ({"rank": 0}, "part 'full'"),
         ({"rank": -3}, "at least 1"),
         ({"strength": -0.5}, "remove the alignment"),
-        ({"strength": float("nan")}, "0 or more"),
+        ({"strength": float("nan")}, "0 or more|finite"),
         ({"preset": "paper", "rank": 3}, "preset 'paper' means rank 6"),
         ({"preset": "paper", "strength": 1.0}, "preset 'paper' means strength 1.25"),
         ({"utility_loss": -1}, "greater than or equal"),
