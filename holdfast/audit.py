@@ -1,23 +1,18 @@
-"""From a recipe to records: build, harden, then every subject × attack × seed, each cell in a process of its own.
+"""From a recipe to records: every subject × attack × seed, each cell in a process of its own.
 
 What is finished is never done again: a cell's record is written when it is done and skipped when it is there, so an audit
 killed at any moment goes on where it was. One torch thread a process: small models lose far more by sharing cores.
 """
 
 import contextlib
-import hashlib
-import importlib.metadata
-import json
 import os
-import platform
-import signal
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
-from multiprocessing import get_context
-from multiprocessing.connection import wait
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -31,17 +26,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-import holdfast
-from holdfast import cell, disk
-from holdfast.checkpoint import Checkpoint, locate
-from holdfast.corpus import Corpus
-from holdfast.method import Journal, make
-from holdfast.problem import Problem
-from holdfast.recipe import Recipe, SubjectRecipe, dump
-from holdfast.record import AttackFacts, Cell, Manifest, Run, SubjectFacts, cell_name
+from holdfast import cell, disk, prepare
+from holdfast import processes as working
+from holdfast.problem import Problem, printable
+from holdfast.recipe import Recipe, dump
+from holdfast.record import Cell, Run, cell_name
 
-PRELOADED = ["holdfast.cell", "holdfast.attacks.finetune", "holdfast.attacks.subtract", "holdfast.attacks.noise"]
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "scipy")
+UNWRITTEN = 74
+"""Exit code of a cell's process that could not write its record (sysexits' EX_IOERR)."""
 
 
 class Job(NamedTuple):
@@ -70,178 +62,77 @@ def run(
         processes: cells at a time; the number of cores unless given (1 where a GPU is used).
 
     Raises:
-        Problem: the folder holds another audit, or something the recipe names cannot be used.
+        Problem: the folder holds another audit, or something the recipe names cannot be used. A folder made by this call is
+            deleted again, unless its first cell was begun.
         KeyboardInterrupt: passed on after the cells in flight were stopped; what is finished stays.
     """
-    disk.private(folder)
     audit = Run(folder)
     _refuse_another(audit, recipe)
-    audit.write("recipe.json", dump(recipe))
-    corpus_file = _corpus_file(recipe, audit, console)
-    manifest = _manifest(recipe, audit, corpus_file, console, keep_answers, keep_weights)
-    audit.write("run.json", manifest.model_dump(mode="json"))
-    jobs = [Job(s.name, a.name, seed) for a in manifest.attacks for seed in a.seeds for s in manifest.subjects]
-    done = {c.name for c in audit.cells() if c.status != "failed"}
-    todo = [job for job in jobs if job.name not in done]
-    if done:
-        console.print(f"{len(jobs) - len(todo)} of {len(jobs)} cells are done already; {len(todo)} to go")
-    workers = processes or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
-    with _progress(console, len(jobs), len(jobs) - len(todo)) as tell:
-        _schedule(audit, todo, workers, (keep_answers, keep_weights), tell)
+    prepare.look_over(recipe)
+    fresh = not (folder / "recipe.json").is_file()
+    with disk.alone(disk.private(folder)):
+        folder.chmod(0o700)  # it may have been there, empty
+        try:
+            audit.write("recipe.json", dump(recipe))
+            own = {attack.method for attack in recipe.attacks if not attack.method.endswith(".py")}
+            working.prepare(["holdfast.cell", *sorted(f"holdfast.attacks.{name}" for name in own)])
+            manifest = prepare.prepared(recipe, audit, _teller(console), _kept(keep_answers, keep_weights))
+        except Problem:
+            if fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        jobs = [Job(s.name, a.name, seed) for a in manifest.attacks for seed in a.seeds for s in manifest.subjects]
+        done = {c.name for c in audit.cells() if c.status != "failed"}
+        todo = [job for job in jobs if job.name not in done]
+        if done:
+            console.print(f"{len(jobs) - len(todo)} of {len(jobs)} cells are done already; {len(todo)} to go")
+        workers = processes or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+        with _progress(console, len(jobs), len(jobs) - len(todo)) as tell:
+            _run_cells(audit, todo, workers, (keep_answers, keep_weights), tell)
     return audit
 
 
 def _refuse_another(audit: Run, recipe: Recipe) -> None:
-    if (audit.folder / "recipe.json").is_file() and audit.read("recipe.json") != dump(recipe):
-        raise Problem(f"{audit.folder}: holds the audit of another recipe; choose another --out or delete that folder")
-
-
-def _corpus_file(recipe: Recipe, audit: Run, console: Console) -> Path:
-    """The corpus; the organism is built first if the recipe wants one."""
-    organism = audit.folder / "organism"
-    if recipe.organism and not organism.exists():
-        console.print(f"building the {recipe.organism.method} organism")
-        build = make("organisms", recipe.organism.method, "recipe, organism", **recipe.organism.settings)
-        build.build(organism, Journal("organism", console.print))
-    return Path(recipe.corpus) if recipe.corpus else organism / "corpus.jsonl"
-
-
-def _manifest(
-    recipe: Recipe, audit: Run, corpus_file: Path, console: Console, keep_answers: bool, keep_weights: bool
-) -> Manifest:
-    corpus = Corpus.load(corpus_file)
-    judge = corpus.hand("judge")
-    judge.need("restricted", split="test")
-    judge.need("benign", split="test")
-    if keep_weights and not recipe.organism:
-        console.print("[bold]keeping the weights of broken models[/]: guard this folder")
-    kinds = ("restricted", "benign", "borderline", "lesson")
-    facts: dict[str, Any] = {
-        "file": str(corpus_file.resolve()),
-        "hash": hashlib.sha256(corpus_file.read_bytes()).hexdigest(),
-        **{kind: len(judge.of(kind, split="test")) for kind in kinds},
-        "reserve": len(judge.of(split="reserve")),
-    }
-    started = audit.read("run.json")["date"] if (audit.folder / "run.json").is_file() else date.today().isoformat()
-    return Manifest(
-        name=recipe.name,
-        version=holdfast.__version__,
-        date=started,
-        harm=recipe.harm,
-        threshold=recipe.threshold,
-        utility_floor=recipe.utility_floor,
-        subjects=tuple(_subjects(recipe, audit, corpus, console)),
-        attacks=tuple(_attack_facts(recipe)),
-        corpus=facts,
-        versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
-        hardware=_hardware(),
-        kept=_kept(keep_answers, keep_weights),
-    )
-
-
-def _attack_facts(recipe: Recipe) -> Iterator[AttackFacts]:
-    for attack in recipe.attacks:
-        method = attack.build()
-        yield AttackFacts(
-            name=attack.name,
-            method=attack.method,
-            axis=method.axis,
-            negative_control=attack.negative_control,
-            settings=method.model_dump(mode="json"),
-            seeds=tuple(attack.seeds or recipe.seeds),
-        )
-
-
-def _subjects(recipe: Recipe, audit: Run, corpus: Corpus, console: Console) -> Iterator[SubjectFacts]:
-    """Every subject as a checkpoint, hardened first where the recipe says so and it has not been done."""
-    defenses: dict[str, dict[str, Any]] = {}
-    for subject in recipe.subjects:
-        assert subject.model  # the recipe's reader made sure
-        folder = _folder(subject.model, audit)
-        base = _folder(subject.base, audit) if subject.base else None
-        if subject.harden:
-            folder, defenses[subject.name] = _hardened(recipe, subject, folder, base, defenses, audit, corpus, console)
-        with Checkpoint(folder) as checkpoint:
-            parameters = sum(_count(checkpoint.shape(name)) for name in checkpoint)
-            yield SubjectFacts(
-                name=subject.name,
-                twin=subject.twin,
-                control=subject.control,
-                folder=str(folder.resolve()),
-                base=str(base.resolve()) if base else None,
-                hash=checkpoint.hash(),
-                parameters=parameters,
-                organism=recipe.organism.method if recipe.organism else None,
-                defense=defenses.get(subject.name),
+    if (audit.folder / "recipe.json").is_file():
+        if audit.read("recipe.json") != dump(recipe):
+            raise Problem(
+                f"{audit.folder}: holds the audit of another recipe; choose another --out or delete that folder"
             )
+    elif audit.folder.is_dir() and any(not path.name.startswith(".") for path in audit.folder.iterdir()):
+        raise Problem(f"{audit.folder}: not empty, and not an audit's folder; choose another --out")
 
 
-def _hardened(
-    recipe: Recipe,
-    subject: SubjectRecipe,
-    model: Path,
-    base: Path | None,
-    earlier: dict[str, dict[str, Any]],
-    audit: Run,
-    corpus: Corpus,
-    console: Console,
-) -> tuple[Path, dict[str, Any]]:
-    """The hardened checkpoint inside the run and its settings as resolved."""
-    assert subject.harden
-    out = audit.folder / "subjects" / subject.name
-    note = audit.folder / "subjects" / f"{subject.name}.json"
-    if not (out.is_dir() and note.is_file()):
-        console.print(f"hardening {subject.name} with {subject.harden.method}")
-        like = earlier.get(subject.like or "", {})
-        settings = {k: v for k, v in like.items() if k != "method"} | subject.harden.settings
-        defense = make("defenses", subject.harden.method, f"recipe, subject {subject.name!r}", **settings)
-        defense.harden(
-            base, model, out, corpus.hand("defender"), Journal(subject.name, console.print, note.parent), recipe.drive
-        )
-        resolved = {"method": subject.harden.method, **defense.model_dump(mode="json")}
-        if (out / "holdfast.json").is_file():
-            resolved = json.loads((out / "holdfast.json").read_text())["defense"]
-        disk.write(note, json.dumps(resolved, indent=1) + "\n")
-    return out, json.loads(note.read_text())
+def _run_cells(audit: Run, jobs: list[Job], most: int, keep: tuple[bool, bool], tell: Callable[[Cell], None]) -> None:
+    """Run the cells, so many at a time. A process that dies without a record leaves a failed cell."""
+    for job in jobs:
+        for ending in ("json", "parquet", "timing.json"):  # of one that failed or was killed
+            (audit.folder / f"cells/{job.name}.{ending}").unlink(missing_ok=True)
+
+    def ended(job: Job, code: int) -> None:
+        finished = audit.cell(job.name)
+        if finished is None and code == UNWRITTEN:
+            remedy = "free some space there; the same command goes on from here"
+            raise Problem(f"{audit.folder}: the record of cell {job.name} could not be written; {remedy}")
+        if finished is None:
+            reason = f"its process ended with code {code} (a negative code is a signal; -9 is often memory)"
+            finished = Cell(**job._asdict(), status="failed", reason=reason)
+            audit.save(finished, [])
+        tell(finished)
+
+    working.each(partial(_work, audit.folder, keep), jobs, most, ended)
 
 
-def _folder(name: str, audit: Run) -> Path:
-    return audit.folder / name if name.startswith("organism/") else locate(name)
-
-
-def _schedule(audit: Run, jobs: list[Job], workers: int, keep: tuple[bool, bool], tell: Callable[[Cell], None]) -> None:
-    """Run the jobs, so many at a time. A process that dies without a record leaves a failed cell."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    waiting = list(reversed(jobs))
-    running: dict[int, tuple[Any, Job]] = {}
+def _work(folder: Path, keep: tuple[bool, bool], job: Job) -> None:
+    """What a cell's process does."""
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop()
-                process = context.Process(target=_work, args=(audit.folder, job, keep), daemon=True)
-                process.start()
-                running[process.sentinel] = (process, job)
-            for sentinel in wait(list(running)):
-                process, job = running.pop(sentinel)
-                process.join()
-                if process.exitcode:
-                    reason = f"its process ended with code {process.exitcode} (a negative code is a signal; -9 is often memory)"
-                    audit.save(Cell(**job._asdict(), status="failed", reason=reason), [])
-                finished = audit.cell(job.name)
-                assert finished is not None  # a process that ends with code 0 has written it
-                tell(finished)
-    finally:
-        for process, _ in running.values():
-            process.kill()
-            process.join()
+        cell.run(folder, *job, *keep)
+    except Problem:
+        sys.exit(UNWRITTEN)
 
 
-def _work(folder: Path, job: Job, keep: tuple[bool, bool]) -> None:
-    """What a cell's process does. Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cell.run(folder, *job, *keep)
+def _teller(console: Console) -> Callable[[str], None]:
+    """Prints a line as it is: names and numbers of others may hold what looks like markup."""
+    return lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -249,10 +140,10 @@ def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[Cel
     columns = (SpinnerColumn(), TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("cells", total=total, completed=done)
-        started = time.monotonic()
+        started, say = time.monotonic(), _teller(console)
 
         def tell(finished: Cell) -> None:
-            console.print(f"  {_line(finished)}  ({time.monotonic() - started:.0f} s)", highlight=False)
+            say(f"{_line(finished)}  ({time.monotonic() - started:.0f} s)")
             progress.advance(task)
 
         yield tell
@@ -261,7 +152,7 @@ def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[Cel
 def _line(finished: Cell) -> str:
     name = f"{finished.subject} under {finished.attack}, seed {finished.seed}"
     if finished.status != "done":
-        return f"[bold]{name}: {finished.status}[/], {finished.reason}"
+        return f"{name}: {finished.status.upper()}, {finished.reason}"
     last = finished.milestones[-1]
     harm = f"{last.harm.value:.2f}" if last.harm else "unknown"
     utility = f"{last.utility.value:.2f}" if last.utility else "unknown"
@@ -276,20 +167,3 @@ def _kept(keep_answers: bool, keep_weights: bool) -> str:
     )
     weights = "attacked weights are kept" if keep_weights else "attacked weights were never written out"
     return f"{weights}; {answers}; folders are 0700 and files 0600"
-
-
-def _hardware() -> str:
-    """Processor, cores, and GPU if any."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{model}, {os.cpu_count()} cores{gpu}"
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -5,6 +5,7 @@ Knows file formats, not architectures. Only safetensors are read: a pickled file
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +32,10 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        if (folder / "adapter_config.json").exists():
+            raise Problem(f"{folder}: holds an adapter; merge it into its model, save that, and give the folder")
         self.config: dict[str, Any] = _json(folder / "config.json", "every checkpoint needs one")
+        self._promised = self._read_index()
         self.shards = self._find_shards()
         self._handles = ExitStack()
         self._open: dict[str, Any] = {}
@@ -56,6 +60,18 @@ class Checkpoint:
         """The tensor's shape, without reading it."""
         return tuple(self._shard(self.files[name]).get_slice(name).get_shape())
 
+    def stored(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """The stored tensor of that shape that a model's weight `name` is read from; None if there is none.
+
+        Some checkpoints leave out the model's own prefix, as the hub's gpt2: `h.0...` for `transformer.h.0...`.
+        """
+        names = (name, name.partition(".")[2])
+        return next((one for one in names if one in self.files and self.shape(one) == shape), None)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The parsed JSON file `name` of the folder; empty if there is none."""
+        return _json(self.folder / name, "") if (self.folder / name).exists() else {}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
 
@@ -63,10 +79,22 @@ class Checkpoint:
         """SHA-256 over names, types, shapes and bytes, independent of how the tensors are spread over files."""
         return weights_hash((name, self.tensor(name)) for name in sorted(self.files))
 
+    def _read_index(self) -> dict[str, str]:
+        """Which file the index promises for each tensor; empty where there is no index."""
+        path = self.folder / INDEX
+        if not path.exists():
+            return {}
+        promised = _json(path, "").get("weight_map")
+        if not (isinstance(promised, dict) and promised and all(isinstance(shard, str) for shard in promised.values())):
+            raise Problem(f"{path}: names no weights; the file is damaged, fetch it again")
+        for shard in promised.values():
+            if Path(shard).name != shard:
+                raise Problem(f"{path}: names a file outside the folder ({shard!r}); mend the index")
+        return promised
+
     def _find_shards(self) -> list[str]:
-        if (self.folder / INDEX).is_file():
-            weight_map = _json(self.folder / INDEX, "").get("weight_map", {})
-            return list(dict.fromkeys(weight_map.values()))
+        if self._promised:
+            return list(dict.fromkeys(self._promised.values()))
         if (self.folder / SINGLE).is_file():
             return [SINGLE]
         if pickled := sorted(p.name for p in self.folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}):
@@ -83,16 +111,14 @@ class Checkpoint:
                 raise Problem(f"{path}: named in the index but missing; the download is not complete, fetch it again")
             try:
                 self._open[name] = self._handles.enter_context(safe_open(path, framework="pt"))
-            except SafetensorError as error:
+            except (SafetensorError, OSError) as error:
                 raise Problem(
                     f"{path}: cannot be read ({error}); the file is cut short or damaged, fetch it again"
                 ) from error
         return self._open[name]
 
     def _refuse_missing(self) -> None:
-        if not (self.folder / INDEX).is_file():
-            return
-        for name, shard in _json(self.folder / INDEX, "").get("weight_map", {}).items():
+        for name, shard in self._promised.items():
             if name not in self.files:
                 raise Problem(f"{self.folder / shard}: lacks tensor {name!r} that the index promises; fetch it again")
 
@@ -112,8 +138,8 @@ def locate(name: str) -> Path:
     Raises:
         Problem: neither a folder nor a model that the hub hands out.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise Problem(
@@ -131,8 +157,13 @@ def locate(name: str) -> Path:
 
 def _json(path: Path, why: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Problem(f"{path}: missing; {why}: is this the folder of a model, and is the download complete?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Problem(f"{path}: not valid JSON ({error}); the file is damaged, fetch it again") from error
+    except OSError as error:
+        raise Problem(f"{path}: cannot be read ({error.strerror}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise Problem(f"{path}: holds no settings by name; the file is damaged, fetch it again")
+    return content

@@ -3,13 +3,12 @@
 Imports nothing heavy, so that `holdfast --help` answers at once; torch comes with the first command that needs it.
 """
 
-import difflib
 import importlib
 import sys
 from pathlib import Path
 
 import holdfast
-from holdfast.problem import Problem
+from holdfast.problem import Problem, meant, printable
 
 COMMANDS = {
     "demo": "build a small model, harden it, attack both, write the page (a few minutes, no download)",
@@ -50,13 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         if words[0] not in COMMANDS:
-            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-            raise Problem(f"{words[0]}: no such command; {hint}")
+            raise Problem(f"{words[0]}: no such command; {meant(words[0], COMMANDS)}")
         commands = importlib.import_module("holdfast.commands")
         return getattr(commands, words[0])(words[1:])
     except Problem as problem:
-        print(f"holdfast: {problem}", file=sys.stderr)
+        print(f"holdfast: {printable(problem)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("holdfast: stopped; finished cells are kept, the same command goes on from there", file=sys.stderr)

@@ -19,8 +19,9 @@ from holdfast import method, recipe, verdict
 from holdfast.checkpoint import locate
 from holdfast.corpus import Corpus
 from holdfast.lm import Drive, Template
-from holdfast.method import Journal, Room
-from holdfast.problem import Problem
+from holdfast.method import Defense, Journal, Method, Organism, Room
+from holdfast.problem import Problem, printable
+from holdfast.recipe import ORGANISM
 from holdfast.record import Dossier, Run
 from holdfast.report import page, terminal
 
@@ -96,17 +97,18 @@ class Out:
 def demo(words: list[str]) -> int:
     options = _parse(Demo, "demo", words)
     with importlib.resources.as_file(importlib.resources.files("holdfast") / "demo.toml") as path:
-        run = auditing.run(recipe.load(path), options.out, console, options.processes)
+        run = auditing.run(recipe.load(path), options.out, console, _some(options.processes))
     return _told(run)
 
 
 def audit(words: list[str]) -> int:
     options = _parse(Audit, "audit", words)
     chosen = recipe.load(options.recipe, tuple(options.set))
-    if options.keep_weights and not chosen.organism and not options.i_will_guard_broken_weights:
+    made = all((subject.model or "").startswith(ORGANISM) for subject in chosen.subjects)
+    if options.keep_weights and not made and not options.i_will_guard_broken_weights:
         raise Problem("--keep-weights writes out models whose safety was undone; add --i-will-guard-broken-weights")
     out = options.out or Path("runs") / chosen.name
-    run = auditing.run(chosen, out, console, options.processes, options.keep_answers, options.keep_weights)
+    run = auditing.run(chosen, out, console, _some(options.processes), options.keep_answers, options.keep_weights)
     return _told(run)
 
 
@@ -117,19 +119,19 @@ def report(words: list[str]) -> int:
 
 
 def harden(words: list[str]) -> int:
-    places, defense = _method("defenses", "harden", Places, words)
+    places, defense = _method("defenses", Defense, "harden", Places, words)
     base = locate(places.base) if places.base else None
     hand = Corpus.load(places.corpus).hand("defender") if places.corpus else None
     drive = Drive(template=places.template)
-    defense.harden(base, locate(places.model), places.out, hand, Journal(words[0], console.print), drive)
-    console.print(f"hardened checkpoint: {places.out}")
+    defense.harden(base, locate(places.model), places.out, hand, Journal(words[0], _say), drive)
+    _say(f"hardened checkpoint: {places.out}")
     return 0
 
 
 def organism(words: list[str]) -> int:
-    places, builder = _method("organisms", "organism", Out, words)
-    builder.build(places.out, Journal(words[0], console.print))
-    console.print(f"organism: {places.out}")
+    places, builder = _method("organisms", Organism, "organism", Out, words)
+    builder.build(places.out, Journal(words[0], _say))
+    _say(f"organism: {places.out}")
     return 0
 
 
@@ -138,10 +140,21 @@ def _told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     dossier: Dossier = verdict.write(run)
     page.write(dossier, run.folder / "report.html", examples)
     console.print(terminal.table(dossier))
-    console.print(
-        f"\npage: {run.folder / 'report.html'}\nverdict: {run.folder / 'verdict.json'}\n{dossier.manifest.kept}"
-    )
+    for line in ("", f"page: {run.folder / 'report.html'}", f"verdict: {run.folder / 'verdict.json'}"):
+        _say(line)
+    _say(dossier.manifest.kept)
     return 0
+
+
+def _say(line: str) -> None:
+    """A line as it is: paths and others' words may hold what looks like markup."""
+    console.print(printable(line), markup=False, soft_wrap=True)
+
+
+def _some(processes: int | None) -> int | None:
+    if processes is not None and processes < 1:
+        raise Problem(f"--processes {processes}: nothing would ever run; give 1 or more")
+    return processes
 
 
 def _examples(run: Run) -> list[dict[str, Any]]:
@@ -161,15 +174,17 @@ def _examples(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def _method(room: Room, command: str, places: type[Any], words: list[str]) -> tuple[Any, Any]:
+def _method(room: Room, kind: type[Method], command: str, places: type[Any], words: list[str]) -> tuple[Any, Any]:
     """The places and the method that `holdfast COMMAND METHOD --flags` names."""
     known = ", ".join(method.names(room))
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: holdfast {command} METHOD ... (holdfast {command} METHOD --help tells more)\n\n{room}: {known}")
         raise SystemExit(0 if words else 2)
-    kind = method.find(room, words[0])
-    both = Annotated[places, tyro.conf.arg(name="")], Annotated[kind, tyro.conf.arg(name="")]
-    return _parse(tuple[both], f"{command} {words[0]}", words[1:], (kind.__doc__ or "").strip())
+    found = method.find(room, words[0])
+    if not issubclass(found, kind):
+        raise Problem(f"{words[0]}: not one of {room}; name a file that defines one")
+    both = Annotated[places, tyro.conf.arg(name="")], Annotated[found, tyro.conf.arg(name="")]
+    return _parse(tuple[both], f"{command} {words[0]}", words[1:], (found.__doc__ or "").strip())
 
 
 def _parse(kind: Any, name: str, words: list[str], description: str | None = None) -> Any:

@@ -6,7 +6,9 @@ hold the answers of broken models (modes 0700 and 0600) and may be interrupted a
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,9 +21,14 @@ _REMEDIES = {
     errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
     errno.EACCES: "no permission to write here; choose a folder you own",
     errno.EPERM: "no permission to write here; choose a folder you own",
+    errno.EISDIR: "a folder stands where a file is needed; choose another name",
     errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; choose another folder",
+    errno.ENAMETOOLONG: "the name is too long; choose another",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
 }
+_ASIDE = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names that `tempfile` gives what is not whole yet."""
 
 
 @contextlib.contextmanager
@@ -44,7 +51,7 @@ def private(folder: Path) -> Path:
     """Make `folder` (and its parents) if absent, for its owner only (0700), and return it."""
     with explained(folder):
         if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            private(folder.parent)
             folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
@@ -85,3 +92,24 @@ def whole(folder: Path) -> Iterator[Path]:
             os.replace(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold `folder` against a second process, and clear away what a killed one left aside.
+
+    Raises:
+        Problem: another process is at work in it.
+    """
+    with explained(folder), open(folder / ".lock", "w", opener=_private_opener) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Problem(f"{folder}: another holdfast is at work here; wait for it or choose another folder") from None
+        for left in [path for path in folder.rglob(".*.*") if _ASIDE.fullmatch(path.name)]:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        yield
+
+
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -3,16 +3,17 @@
 The folder is the registry: `attacks/finetune.py` is `finetune` everywhere, and `./mine.py` works the same way.
 """
 
-import difflib
 import importlib
 import importlib.util
 import inspect
 import json
+import os
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,7 +21,7 @@ import holdfast
 from holdfast import disk
 from holdfast.corpus import Hand, Row
 from holdfast.lm import LM, Drive, Fit
-from holdfast.problem import Problem
+from holdfast.problem import Problem, meant
 from holdfast.record import Cost
 
 Room = Literal["organisms", "attacks", "defenses", "evals"]
@@ -31,7 +32,7 @@ At = Callable[[Cost], bool]
 class Settings(BaseModel):
     """A frozen record of settings; an attribute's docstring is its help on the command line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Method(Settings):
@@ -138,8 +139,7 @@ def find(room: Room, name: str) -> type[Any]:
     elif name in names(room):
         module = importlib.import_module(f"holdfast.{room}.{name}")
     else:
-        near = difflib.get_close_matches(name, names(room), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names(room))}"
+        hint = meant(name, names(room))
         raise Problem(f"{name}: no such method in {room}; {hint} (a file of your own is named with its .py)")
     found = [
         value
@@ -154,7 +154,7 @@ def find(room: Room, name: str) -> type[Any]:
     return found[0]
 
 
-def make(room: Room, name: str, where: str, **settings: Any) -> Any:
+def make(room: Room, name: str, where: str, /, **settings: Any) -> Any:
     """The method called `name` with these settings; `where` names their place in messages."""
     method = find(room, name)
     return checked(method, settings, where)
@@ -165,21 +165,42 @@ def checked(record: type[BaseModel], settings: dict[str, Any], where: str) -> An
     try:
         return record.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
+        wrong = error.errors()
+        first = next((one for one in wrong if one["type"] == "extra_forbidden"), wrong[0])
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(first["loc"][-1]), record.model_fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(record.model_fields)}"
+            *parents, last = first["loc"]
+            hint = meant(str(last), _inside(record, parents).model_fields)
             raise Problem(f"{where}: unknown key {field!r}; {hint}") from error
-        raise Problem(f"{where}, {field}: {first['msg']} (given: {first['input']!r})") from error
+        if first["type"] == "missing":
+            raise Problem(f"{where}: lacks {field!r}; add it") from error
+        given = repr(first["input"])
+        given = given if len(given) <= 80 else f"{given[:80]}…"
+        raise Problem(f"{where}, {field or 'settings'}: {first['msg']} (given: {given})") from error
+
+
+def _inside(record: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel]:
+    """The record that stands at `place` inside another."""
+    for part in place:
+        if field := record.model_fields.get(str(part)):
+            record = next(iter(_records(field.annotation)), record)
+    return record
+
+
+def _records(annotation: Any) -> list[type[BaseModel]]:
+    """The records that a type's annotation names, as in `list[Row] | None`."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [record for part in get_args(annotation) for record in _records(part)]
 
 
 def _own_module(path: Path) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise Problem(f"{path}: no such file; give the path of a Python file that defines one method")
     spec = importlib.util.spec_from_file_location(f"holdfast_own_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic looks up annotations and attribute docstrings
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # somebody's own file may fail in any way

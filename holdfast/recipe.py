@@ -4,17 +4,29 @@ Knows which methods exist, runs none. Every wrong key is named with what was per
 """
 
 import json
+import os
 import tomllib
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from holdfast.lm import Drive, Template
-from holdfast.method import Attack, Defense, Organism, Settings, checked, make
-from holdfast.problem import Problem
+from holdfast.method import Attack, Defense, Organism, Room, Settings, checked, find, make
+from holdfast.problem import Problem, meant
 
-Label = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)
+ORGANISM = "organism/"
+"""How the names of the run's own organism's checkpoints begin."""
+
+
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is given twice; a cell run again with the same seed shows nothing new")
+    return seeds
+
+
+Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class MethodRecipe(Settings):
@@ -33,7 +45,7 @@ class MethodRecipe(Settings):
 class SubjectRecipe(Settings):
     """A model to audit, or how to harden one first."""
 
-    name: str = Label
+    name: Label
     model: str | None = None
     """Checkpoint folder or hub id (`organism/...` is the run's own organism); the twin's unless given."""
     base: str | None = None
@@ -43,17 +55,17 @@ class SubjectRecipe(Settings):
     control: bool = False
     """A simpler hardening that the defense must beat."""
     like: str | None = None
-    """Take settings that `harden` leaves open from what this subject's hardening resolved to."""
+    """Take settings that `harden` leaves open from what this subject's hardening, of the same method, resolved to."""
     harden: MethodRecipe | None = None
 
 
 class AttackRecipe(MethodRecipe):
     """An attack with its settings in the same table."""
 
-    name: str = Label
+    name: Label
     negative_control: bool = False
     """It must not break anything."""
-    seeds: list[int] | None = None
+    seeds: Seeds | None = None
     """The recipe's seeds unless given."""
 
     def build(self) -> Attack:
@@ -63,7 +75,7 @@ class AttackRecipe(MethodRecipe):
 class Recipe(Settings):
     """One audit: subjects × attacks × seeds, and how answers are judged."""
 
-    name: str = Label
+    name: Label
     organism: MethodRecipe | None = None
     """Build this organism first, inside the run."""
     corpus: str | None = None
@@ -78,7 +90,7 @@ class Recipe(Settings):
     system: str | None = None
     max_new_tokens: int = Field(64, gt=0)
     batch: int = Field(128, gt=0)
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    seeds: Seeds = Field([0, 1, 2])
     subjects: list[SubjectRecipe] = Field(min_length=1)
     attacks: list[AttackRecipe] = Field(min_length=1)
 
@@ -99,11 +111,11 @@ def load(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
     Raises:
         Problem: naming the file, the key and the remedy, whatever is wrong.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise Problem(f"{path}: no such recipe; give the path of a TOML file (examples/lox.toml is one)")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Problem(f"{path}: not valid TOML ({error}); mend it") from error
     for change in changes:
         _apply(content, change)
@@ -129,7 +141,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -141,50 +153,74 @@ def _spelled_out(recipe: Recipe, path: Path) -> Recipe:
             if entry.name in seen:
                 raise Problem(f"{path}: two {what}s are called {entry.name!r}; give each a name of its own")
             seen.add(entry.name)
+    folder = path.parent.resolve()
     if recipe.corpus is None and recipe.organism is None:
         raise Problem(f"{path}: gives neither corpus nor organism; say which prompts to ask")
-    if recipe.organism:
-        _checked_method(recipe.organism, "organisms", Organism, f"{path}, organism")
-    earlier: dict[str, SubjectRecipe] = {}
-    subjects = []
+    if recipe.corpus is not None and not os.path.isfile(folder / recipe.corpus):
+        raise Problem(f"{path}, corpus: no file {recipe.corpus!r} beside the recipe; give the path of a JSONL file")
+    organism = recipe.organism and _full(recipe.organism, "organisms", Organism, f"{path}, organism", folder)
+    subjects: dict[str, SubjectRecipe] = {}
     for subject in recipe.subjects:
-        subjects.append(_spelled_out_subject(subject, earlier, path))
-        earlier[subject.name] = subjects[-1]
-    attacks = []
-    for attack in recipe.attacks:
-        method = _checked_method(attack, "attacks", Attack, f"{path}, attack {attack.name!r}")
-        full = {"name": attack.name, "method": attack.method, "negative_control": attack.negative_control}
-        attacks.append(AttackRecipe(**full, seeds=attack.seeds or recipe.seeds, **method.model_dump()))
-    relative = recipe.corpus and str((path.parent / recipe.corpus).resolve())
-    return recipe.model_copy(update={"subjects": subjects, "attacks": attacks, "corpus": relative})
+        subjects[subject.name] = _spelled_out_subject(subject, subjects, organism, path)
+    attacks = [
+        _full(attack, "attacks", Attack, f"{path}, attack {attack.name!r}", folder)
+        for attack in (one.model_copy(update={"seeds": one.seeds or recipe.seeds}) for one in recipe.attacks)
+    ]
+    corpus = recipe.corpus and str(folder / recipe.corpus)
+    return recipe.model_copy(
+        update={"organism": organism, "subjects": [*subjects.values()], "attacks": attacks, "corpus": corpus}
+    )
 
 
-def _spelled_out_subject(subject: SubjectRecipe, earlier: dict[str, SubjectRecipe], path: Path) -> SubjectRecipe:
+def _spelled_out_subject(
+    subject: SubjectRecipe, earlier: dict[str, SubjectRecipe], organism: MethodRecipe | None, path: Path
+) -> SubjectRecipe:
     where = f"{path}, subject {subject.name!r}"
     for key, name in (("twin", subject.twin), ("like", subject.like)):
         if name is not None and name not in earlier:
             raise Problem(f"{where}, {key}: no subject {name!r} stands before it; put {name!r} first or mend the name")
-    if subject.harden:
-        _checked_method(subject.harden, "defenses", Defense, where)
+    folder = path.parent.resolve()
     twin = earlier.get(subject.twin or "")
-    model = _located(subject.model, path) or (twin and twin.model)
-    if not model:
+    found = {"model": subject.model, "base": subject.base}
+    for key, name in found.items():
+        if name and name.startswith(ORGANISM) and (organism is None or ".." in PurePosixPath(name).parts):
+            raise Problem(f"{where}, {key}: {name!r} is no part of an organism of this recipe; mend the name")
+        own = name if name and name.startswith(ORGANISM) else name and _beside(name, folder)
+        found[key] = own or (twin and getattr(twin, key))
+    if not found["model"]:
         raise Problem(f"{where}: gives neither model nor twin; say which checkpoint it is")
-    return subject.model_copy(update={"model": model, "base": _located(subject.base, path) or (twin and twin.base)})
+    harden = subject.harden and _full(subject.harden, "defenses", Defense, where, folder)
+    if subject.like is not None:
+        other = earlier[subject.like].harden
+        if not (harden and other and harden.method == other.method):
+            raise Problem(f"{where}, like: {subject.like!r} is not hardened by the same method; mend or drop `like`")
+        harden = MethodRecipe(method=harden.method, **subject.harden.settings)  # the rest is the other's
+    return subject.model_copy(update=found | {"harden": harden})
 
 
-def _located(name: str | None, path: Path) -> str | None:
-    """A folder beside the recipe as an absolute path; an organism's part or a hub id as it is."""
-    if name and not name.startswith("organism/") and (path.parent / name).exists():
-        return str((path.parent / name).resolve())
-    return name
+def _beside(name: str, folder: Path) -> str:
+    """A file or folder beside the recipe as an absolute path; anything else, as a hub id, as it is."""
+    return os.path.realpath(folder / name) if os.path.exists(folder / name) else name
 
 
-def _checked_method(recipe: MethodRecipe, room: Any, kind: type[Any], where: str) -> Any:
-    method = make(room, recipe.method, where, **recipe.settings)
-    if not isinstance(method, kind):
-        raise Problem(f"{where}: {recipe.method} is not a method of {room}; name a file of that room")
-    return method
+Entry = TypeVar("Entry", bound=MethodRecipe)
+
+
+def _full(entry: Entry, room: Room, kind: type[Any], where: str, folder: Path) -> Entry:
+    """The same with every setting of its method filled in, and a file of the user's own as an absolute path."""
+    name = _beside(entry.method, folder) if entry.method.endswith(".py") else entry.method
+    found, own = find(room, name), type(entry).model_fields
+    if not issubclass(found, kind):
+        raise Problem(f"{where}: {entry.method} is not a method of {room}; name a file of that room")
+    if unknown := [key for key in entry.settings if key not in found.model_fields]:
+        hint = meant(unknown[0], [*own, *found.model_fields])
+        raise Problem(f"{where}: unknown key {unknown[0]!r}; {hint}")
+    if clash := own.keys() & found.model_fields.keys():
+        raise Problem(
+            f"{where}: {entry.method} calls a setting {min(clash)!r}, a recipe's own word; rename the setting"
+        )
+    settings = make(room, name, where, **entry.settings).model_dump(mode="json")
+    return type(entry)(**{key: getattr(entry, key) for key in own} | {"method": name} | settings)
 
 
 def dump(recipe: Recipe) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
-    {"problem"},
+    {"problem", "processes"},
     {"disk"},
     {"checkpoint"},
     {"lm", "corpus", "record", "refusals"},
@@ -15,7 +15,7 @@ FLOORS = [
     {"train", "pair"},
     {"organisms", "attacks", "defenses", "evals", "statistics"},
     {"checks", "recipe"},
-    {"cell"},
+    {"cell", "prepare"},
     {"audit", "verdict"},
     {"report"},
     {"commands"},

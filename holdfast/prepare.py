@@ -1,0 +1,197 @@
+"""What the cells of an audit start from: corpus, organism, hardened subjects, and the facts of them all.
+
+Everything is built where it is not there yet, and looked over before anything slow is begun.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import holdfast
+from holdfast import disk
+from holdfast.checkpoint import Checkpoint, locate
+from holdfast.corpus import Corpus, Hand
+from holdfast.lm import LM
+from holdfast.method import Journal, make
+from holdfast.problem import Problem, meant
+from holdfast.recipe import ORGANISM, Recipe, SubjectRecipe
+from holdfast.record import AttackFacts, Manifest, Run, SubjectFacts
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "scipy")
+
+
+def look_over(recipe: Recipe) -> None:
+    """Whatever the recipe names outside the run is tried before anything slow is begun or anything written."""
+    if recipe.corpus:
+        _judged(recipe, Path(recipe.corpus))
+    named = [(subject.model, subject.base) for subject in recipe.subjects]
+    for name in dict.fromkeys(model for model, _ in named):
+        if name and not name.startswith(ORGANISM):
+            LM.load(name, drive=recipe.drive, device="cpu")
+    for name in dict.fromkeys(base for _, base in named):
+        if name and not name.startswith(ORGANISM):
+            Checkpoint(locate(name)).__exit__()
+
+
+def prepared(recipe: Recipe, audit: Run, tell: Callable[[str], None], kept: str) -> Manifest:
+    """Everything that the cells start from, built where it is not there yet and written down in `run.json`."""
+    organism = audit.folder / "organism"
+    if recipe.organism and not organism.exists():
+        tell(f"building the {recipe.organism.method} organism")
+        build = make("organisms", recipe.organism.method, "recipe, organism", **recipe.organism.settings)
+        build.build(organism, Journal("organism", tell))
+    manifest = _manifest(recipe, audit, Path(recipe.corpus) if recipe.corpus else organism / "corpus.jsonl", tell, kept)
+    if (audit.folder / "run.json").is_file():
+        before = Manifest.model_validate(audit.read("run.json"))
+        manifest = manifest.model_copy(update={"date": before.date})
+        _refuse_changes(before, manifest, audit.folder)
+    audit.write("run.json", manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _refuse_changes(before: Manifest, now: Manifest, folder: Path) -> None:
+    """Cells of one run must be comparable."""
+    changed = {
+        "the corpus": before.corpus["hash"] != now.corpus["hash"],
+        "a subject": [subject.hash for subject in before.subjects] != [subject.hash for subject in now.subjects],
+        "a package": (before.version, before.versions) != (now.version, now.versions),
+        "what is kept (--keep-answers, --keep-weights)": before.kept != now.kept,
+    }
+    for what, differs in changed.items():
+        if differs:
+            raise Problem(
+                f"{folder}: {what} is not as it was when this audit began; put it back or choose another --out"
+            )
+
+
+def _judged(recipe: Recipe, file: Path) -> Corpus:
+    """The corpus, made sure that the judge can score harm and utility with it."""
+    corpus = Corpus.load(file)
+    judge = corpus.hand("judge")
+    for kind in ("restricted", "benign"):
+        rows = judge.need(kind, split="test")
+        if (kind == "benign" or recipe.harm == "exact") and all(row.answer is None for row in rows):
+            raise Problem(f"{file}: none of the judge's {kind} prompts has an answer to compare with; add answers")
+    return corpus
+
+
+def _manifest(recipe: Recipe, audit: Run, corpus_file: Path, tell: Callable[[str], None], kept: str) -> Manifest:
+    corpus = _judged(recipe, corpus_file)
+    judge = corpus.hand("judge")
+    kinds = ("restricted", "benign", "borderline", "lesson")
+    facts: dict[str, Any] = {
+        "file": str(corpus_file.resolve()),
+        "hash": hashlib.sha256(corpus_file.read_bytes()).hexdigest(),
+        **{kind: len(judge.of(kind, split="test")) for kind in kinds},
+        "reserve": len(judge.of(split="reserve")),
+    }
+    return Manifest(
+        name=recipe.name,
+        version=holdfast.__version__,
+        date=date.today().isoformat(),
+        harm=recipe.harm,
+        threshold=recipe.threshold,
+        utility_floor=recipe.utility_floor,
+        subjects=tuple(_subjects(recipe, audit, corpus, tell)),
+        attacks=tuple(_attack_facts(recipe)),
+        corpus=facts,
+        versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        hardware=_hardware(),
+        kept=kept,
+    )
+
+
+def _attack_facts(recipe: Recipe) -> Iterator[AttackFacts]:
+    for attack in recipe.attacks:
+        method = attack.build()
+        yield AttackFacts(
+            name=attack.name,
+            method=attack.method,
+            axis=method.axis,
+            negative_control=attack.negative_control,
+            settings=method.model_dump(mode="json"),
+            seeds=tuple(attack.seeds or recipe.seeds),
+        )
+
+
+def _subjects(recipe: Recipe, audit: Run, corpus: Corpus, tell: Callable[[str], None]) -> Iterator[SubjectFacts]:
+    """Every subject as a checkpoint, hardened first where the recipe says so and it has not been done."""
+    defenses: dict[str, dict[str, Any]] = {}
+    for subject in recipe.subjects:
+        assert subject.model  # the recipe's reader made sure
+        folder = _folder(subject.model, audit)
+        base = _folder(subject.base, audit) if subject.base else None
+        if subject.harden:
+            like = defenses.get(subject.like or "", {})
+            hand = corpus.hand("defender")
+            folder, defenses[subject.name] = _hardened(recipe, subject, folder, base, like, audit, hand, tell)
+        lm = LM.load(folder, base=base, drive=recipe.drive, device="cpu")
+        organism = recipe.organism.method if recipe.organism and subject.model.startswith(ORGANISM) else None
+        yield SubjectFacts(
+            name=subject.name,
+            twin=subject.twin,
+            control=subject.control,
+            folder=str(folder.resolve()),
+            base=str(base.resolve()) if base else None,
+            hash=lm.hash(),
+            parameters=lm.model.num_parameters(),
+            organism=organism,
+            defense=defenses.get(subject.name),
+        )
+
+
+def _hardened(
+    recipe: Recipe,
+    subject: SubjectRecipe,
+    model: Path,
+    base: Path | None,
+    like: dict[str, Any],
+    audit: Run,
+    hand: Hand,
+    tell: Callable[[str], None],
+) -> tuple[Path, dict[str, Any]]:
+    """The hardened checkpoint inside the run and its settings as resolved; the note beside it says that it is whole."""
+    assert subject.harden
+    out = audit.folder / "subjects" / subject.name
+    note = audit.folder / "subjects" / f"{subject.name}.json"
+    if not (out.is_dir() and note.is_file()):
+        tell(f"hardening {subject.name} with {subject.harden.method}")
+        shutil.rmtree(out, ignore_errors=True)
+        settings = {key: value for key, value in like.items() if key != "method"} | subject.harden.settings
+        defense = make("defenses", subject.harden.method, f"recipe, subject {subject.name!r}", **settings)
+        defense.harden(base, model, out, hand, Journal(subject.name, tell, note.parent), recipe.drive)
+        resolved = {"method": subject.harden.method, **defense.model_dump(mode="json")}
+        if (out / "holdfast.json").is_file():
+            resolved = json.loads((out / "holdfast.json").read_text())["defense"]
+        disk.write(note, json.dumps(resolved, indent=1) + "\n")
+    return out, json.loads(note.read_text())
+
+
+def _folder(name: str, audit: Run) -> Path:
+    if not name.startswith(ORGANISM):
+        return locate(name)
+    parts = [path.parent.name for path in sorted((audit.folder / ORGANISM).glob("*/config.json"))]
+    part = name.removeprefix(ORGANISM)
+    if part not in parts:
+        raise Problem(f"recipe: the organism has no checkpoint {part!r}; {meant(part, parts)}")
+    return audit.folder / name
+
+
+def _hardware() -> str:
+    """Processor, cores, and GPU if any."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores{gpu}"
