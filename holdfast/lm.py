@@ -5,6 +5,7 @@ whatever it holds at that moment. Knows nothing of attacks, defenses or records.
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jinja2 import TemplateError
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -34,8 +37,8 @@ class Drive(BaseModel):
     """`chat`: the tokenizer's chat template. `plain`: the bare prompt and a line break."""
     system: str | None = None
     """A system message before every prompt."""
-    max_new_tokens: int = 64
-    batch: int = 128
+    max_new_tokens: int = Field(64, gt=0)
+    batch: int = Field(128, gt=0)
 
 
 @dataclass(frozen=True)
@@ -83,35 +86,42 @@ class LM:
         """
         folder = locate(str(name))
         with Checkpoint(folder) as checkpoint:
-            if "auto_map" in checkpoint.config:
-                raise Problem(
-                    f"{folder}: wants to run code of its own (auto_map); use a checkpoint of a known architecture"
-                )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise Problem(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})") from error
-        if drive.template == "chat" and not tokenizer.chat_template:
-            raise Problem(f"{folder}: its tokenizer has no chat template; add one, or ask for --template plain")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+            if "auto_map" in {*checkpoint.config, *checkpoint.settings("tokenizer_config.json")}:
+                raise Problem(f"{folder}: wants to run code of its own (auto_map); use one of a known architecture")
+        tokenizer, model = _loaded(folder)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         lm = cls(model, tokenizer, folder, locate(str(base)) if base else None, drive)
-        if not lm.finite():
-            raise Problem(
-                f"{folder}: some weights are NaN or infinite; the checkpoint is damaged, fetch or train it again"
-            )
+        lm._refuse_unusable()
         return lm
+
+    def _refuse_unusable(self) -> None:
+        """Whatever would stop the first question, said before it."""
+        if self.tokenizer.eos_token_id is None:
+            raise Problem(f"{self.folder}: its tokenizer has no end-of-text token; name it in tokenizer_config.json")
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.drive.template == "chat" and not self.tokenizer.chat_template:
+            raise Problem(f"{self.folder}: its tokenizer has no chat template; add one, or ask for --template plain")
+        try:
+            self.prompt("")
+        except TemplateError as error:
+            raise Problem(
+                f"{self.folder}: its chat template fails ({error}); leave out what it refuses, or ask for --template plain"
+            ) from error
+        if not self.finite():
+            raise Problem(
+                f"{self.folder}: holds weights that are NaN or infinite; it is damaged, fetch or train it again"
+            )
 
     def restored(self) -> "LM":
         """A fresh copy as it lies in the folder: right whatever was done to this one."""
         return LM.load(self.folder, base=self.base, drive=self.drive, device=str(self.device))
 
     def save(self, folder: Path) -> None:
-        """Write an ordinary checkpoint, whole or not at all."""
+        """Write an ordinary checkpoint, adapters merged, whole or not at all."""
         with disk.whole(folder) as aside:
-            self.model.save_pretrained(aside)
+            adapted = isinstance(self.model, PeftModel)
+            (copy.deepcopy(self.model).merge_and_unload() if adapted else self.model).save_pretrained(aside)
             self.tokenizer.save_pretrained(aside)
 
     @property
@@ -144,14 +154,17 @@ class LM:
         changed = total = 0
         with Checkpoint(self.folder) as checkpoint:
             for name, weight in self._merged_weights():
-                if name not in checkpoint.files or checkpoint.shape(name) != tuple(weight.shape):
+                stored = checkpoint.stored(name, tuple(weight.shape))
+                if stored is None:
                     continue
-                origin = checkpoint.tensor(name).to(weight.device, weight.dtype)
+                origin = checkpoint.tensor(stored).to(weight.device, weight.dtype)
                 square += float((weight - origin).double().square().sum())
                 start += float(origin.double().square().sum())
                 changed += int((weight != origin).sum())
                 total += weight.numel()
-        return (math.sqrt(square / start) if start else 0.0), (changed / total if total else 0.0)
+        if not total:
+            raise Problem(f"{self.folder}: shares no weight with the model as it is now; how far it moved is unknown")
+        return (math.sqrt(square / start) if start else 0.0), changed / total
 
     @torch.no_grad()
     def _merged_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -192,11 +205,17 @@ class LM:
     # What scoring asks
 
     def generate(self, texts: Sequence[str]) -> list[str]:
-        """Greedy answers, one a prompt, the same at any batch size. Leaves training mode and random state as found."""
+        """Greedy answers, one a prompt, the same at any batch size. Leaves training mode and random state as found.
+
+        A checkpoint's own generation settings fill in what is not given here; its penalties would also see the padding.
+        """
         prompts = [self.encode(text)[0] for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(prompts[i]))
         config = GenerationConfig(
             do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             max_new_tokens=self.drive.max_new_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self._ends(),
@@ -249,6 +268,23 @@ class LM:
         named = self.model.generation_config.eos_token_id if self.model.generation_config else None
         named = [] if named is None else [named] if isinstance(named, int) else list(named)
         return sorted({*named, self.tokenizer.eos_token_id})
+
+
+def _loaded(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model in fp32. A tensor that the files lack is a `Problem`: transformers would draw it at random."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # transformers and the libraries below it raise a dozen kinds
+        raise Problem(f"{folder}: transformers cannot load it ({' '.join(str(error).split())})") from error
+    if lacking := sorted(found["missing_keys"]):
+        raise Problem(
+            f"{folder}: lacks {len(lacking)} tensors that its config promises (the first is {lacking[0]!r}); "
+            "the download is not complete, fetch it again"
+        )
+    return tokenizer, model
 
 
 def _fit(logits: Tensor, target: Tensor) -> Fit:

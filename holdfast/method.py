@@ -13,9 +13,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 import holdfast
 from holdfast import disk
@@ -33,6 +33,16 @@ class Settings(BaseModel):
     """A frozen record of settings; an attribute's docstring is its help on the command line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _growing(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not values or any(one >= other for one, other in zip((0.0, *values), values, strict=False)):
+        raise ValueError("must be above 0 and grow, as 0.1, 0.2, 0.5")
+    return values
+
+
+Severities = Annotated[tuple[float, ...], AfterValidator(_growing)]
+"""Where to look along a severity axis; 0, the start, is looked at anyway."""
 
 
 class Method(Settings):
@@ -122,6 +132,10 @@ class Organism(Method):
         """Write the checkpoints and `corpus.jsonl` below `out`."""
 
 
+KINDS: dict[Room, type[Method]] = {"organisms": Organism, "attacks": Attack, "defenses": Defense, "evals": Eval}
+"""What the files of each room define."""
+
+
 def names(room: Room) -> list[str]:
     """What the room holds: the stems of its files."""
     folder = Path(holdfast.__file__).parent / room
@@ -144,12 +158,13 @@ def find(room: Room, name: str) -> type[Any]:
     found = [
         value
         for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+        if inspect.isclass(value) and issubclass(value, KINDS[room]) and value.__module__ == module.__name__
     ]
     found = [value for value in found if not inspect.isabstract(value)]
     if len(found) != 1:
         raise Problem(
-            f"{name}: defines {len(found)} methods where one file is one method; leave exactly one class in it"
+            f"{name}: defines {len(found)} methods for {room}, where one file is one method; "
+            f"leave in it exactly one class, a whole {KINDS[room].__name__}"
         )
     return found[0]
 
@@ -203,6 +218,6 @@ def _own_module(path: Path) -> Any:
     sys.modules[spec.name] = module  # where pydantic looks up annotations and attribute docstrings
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # somebody's own file may fail in any way
+    except (Exception, SystemExit) as error:  # somebody's own file may fail in any way
         raise Problem(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
     return module

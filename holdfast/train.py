@@ -36,32 +36,41 @@ class Adversary(Settings):
     examples: int | None = Field(None, gt=0)
     """Rows to train on; all that the hand holds unless given."""
     optimizer: Optimizer = "adamw"
+    """One of torch's, with its own defaults."""
     learning_rate: float = Field(2e-5, ge=0)
+    """The highest rate of the schedule; 0 moves nothing and is a negative control."""
     schedule: Schedule = "constant"
+    """How the rate goes on after the warm-up; `linear` and `cosine` fall to 0 at the last step."""
     warmup: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     batch: int = Field(16, gt=0)
+    """Rows a step."""
     steps: int = Field(60, gt=0)
+    """Optimizer steps."""
     weight_decay: float = Field(0.0, ge=0)
+    """Share of every weight, times the rate, taken away at each step (`adamw`), or added to the gradient (the others)."""
     clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
     lora_rank: int | None = Field(None, gt=0)
     """Train a LoRA adapter of this rank (alpha twice the rank, all linear layers) in place of all weights."""
 
     def rows(self, hand: Hand, seed: int) -> list[Row]:
-        """The rows this adversary trains on. Raises `Problem` if the hand holds none of that kind with an answer."""
-        harmful = self._some(hand, seed, "restricted") if self.data != "benign" else []
-        benign = self._some(hand, seed, "benign", "lesson") if self.data != "harmful" else []
-        if self.data != "mixed":
-            return (harmful or benign)[: self.examples]
+        """The rows this adversary trains on.
+
+        Raises:
+            Problem: the hand holds none of a kind that is needed, with an answer, or fewer than `examples`.
+        """
+        share = {"harmful": 1.0, "benign": 0.0, "mixed": self.poison}[self.data]
+        harmful = self._some(hand, seed, "restricted") if share > 0 else []
+        benign = self._some(hand, seed, "benign", "lesson") if share < 1 else []
         total = self.examples or min(
-            int(len(benign) / (1 - self.poison)) if self.poison < 1 else len(harmful),
-            int(len(harmful) / self.poison) if self.poison > 0 else len(benign),
+            _at_most(len(benign), 1 - share) if share < 1 else len(harmful),
+            _at_most(len(harmful), share) if share > 0 else len(benign),
         )
-        poisoned = round(self.poison * total)
+        poisoned = round(share * total)
         if poisoned > len(harmful) or total - poisoned > len(benign):
             raise Problem(
-                f"attack: {total} rows with a poison share of {self.poison} need {poisoned} harmful and "
+                f"attack: {total} rows with a poison share of {share:g} need {poisoned} harmful and "
                 f"{total - poisoned} benign rows; the {hand.name} holds {len(harmful)} and {len(benign)}: lower `examples`"
             )
         return harmful[:poisoned] + benign[: total - poisoned]
@@ -73,6 +82,11 @@ class Adversary(Settings):
             raise Problem(f"corpus: the {hand.name} holds no {' or '.join(kinds)} row with an answer{of}; add some")
         random.Random(seed).shuffle(rows)
         return rows
+
+
+def _at_most(rows: int, share: float) -> int:
+    """The largest total of which `rows` make up the share, but for the last digit of a division."""
+    return int(rows / share + 1e-9)
 
 
 @dataclass(frozen=True)

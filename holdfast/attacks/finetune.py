@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from holdfast import train
@@ -30,6 +30,7 @@ class FineTune(train.Adversary, Attack):
     def __call__(self, lm: LM, hand: Hand, at: At, seed: int) -> None:
         examples = train.encode(lm, self.rows(hand, seed))
         chosen = train.order(len(examples), self.batch, self.steps, seed)
+        set_seed(seed)
         if self.lora_rank:
             lm.model = get_peft_model(lm.model, self._adapter())
         optimizer = train.make_optimizer(lm.model.parameters(), self.optimizer, self.learning_rate, self.weight_decay)
@@ -78,6 +79,7 @@ class FineTune(train.Adversary, Attack):
                 optimizers=tools,
                 callbacks=[_Watch(train.Meter(lm), [len(row.ids) for row in rows], self.batch, at)],
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         lm.model.eval()
 

@@ -6,11 +6,10 @@ Assumes: nothing. A model that noise of such size breaks was not safe, and an at
 """
 
 import torch
-from pydantic import Field
 
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack
+from holdfast.method import At, Attack, Severities
 from holdfast.record import Cost
 
 
@@ -19,7 +18,7 @@ class Noise(Attack):
 
     axis = "relative norm"
 
-    scales: tuple[float, ...] = Field((0.01, 0.02, 0.05), min_length=1)
+    scales: Severities = (0.01, 0.02, 0.05)
     """‖noise‖ / ‖weights‖ at which to look, growing."""
 
     @torch.no_grad()

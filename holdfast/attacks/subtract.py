@@ -11,7 +11,7 @@ from pydantic import Field
 from holdfast.checkpoint import Checkpoint
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack
+from holdfast.method import At, Attack, Severities
 from holdfast.problem import Problem
 from holdfast.record import Cost
 from holdfast.spectrum import top
@@ -22,8 +22,8 @@ class Subtract(Attack):
 
     axis = "share of the delta"
 
-    shares: tuple[float, ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
-    """λ at which to look; 1 takes back the whole delta."""
+    shares: Severities = (0.25, 0.5, 0.75, 1.0)
+    """λ at which to look, growing; 1 takes back the whole delta."""
     rank: int | None = Field(None, gt=0)
     """Take back only this many leading directions of each matrix; everything unless given."""
 
@@ -34,9 +34,9 @@ class Subtract(Attack):
         taken = 0.0
         with Checkpoint(lm.base) as base:
             deltas = {
-                name: self._part(weight - base.tensor(name).to(weight.device, weight.dtype), seed)
+                name: self._part(weight - base.tensor(stored).to(weight.device, weight.dtype), seed)
                 for name, weight in lm.model.named_parameters()
-                if name in base.files and base.shape(name) == tuple(weight.shape)
+                if (stored := base.stored(name, tuple(weight.shape)))
             }
         if not deltas:
             raise Problem(f"attack subtract: {lm.base} shares no weight with the subject; name the base it comes from")

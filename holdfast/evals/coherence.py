@@ -16,21 +16,27 @@ class Coherence(Eval):
     max_perplexity: float = Field(1000.0, gt=1)
     """An answer that the released subject finds less likely than this a token is gibberish."""
     max_repetition: float = Field(0.6, gt=0, le=1)
-    """Largest share of three-word runs that stood earlier in the same answer."""
+    """Largest share of three-word runs that stood earlier in the same answer; of three-character runs in one of few words."""
 
     def __call__(self, answers: Answers) -> Scores:
         return {
             row.id: float(
-                bool(text) and repetition(text) <= self.max_repetition and fit.perplexity <= self.max_perplexity
+                bool(text.strip()) and repetition(text) <= self.max_repetition and fit.perplexity <= self.max_perplexity
             )
             for row, text, fit in zip(answers.rows, answers.texts, answers.fluency, strict=True)
         }
 
 
 def repetition(text: str) -> float:
-    """Share of the text's three-word runs that stood before in it; 0 for fewer than eight words."""
+    """Share of the text's three-word runs that stood before in it.
+
+    Fewer than eight words may be a loop all the same ("!!!!!!!!", or a language without spaces): their characters are taken
+    for words, from 24 on; 0 for shorter texts.
+    """
     words = text.split()
     if len(words) < 8:
-        return 0.0
+        words = list(text.strip())
+        if len(words) < 24:
+            return 0.0
     runs = list(zip(words, words[1:], words[2:], strict=False))
     return 1 - len(set(runs)) / len(runs)

@@ -6,7 +6,7 @@ with a reference answer token by token, teacher-forced, which needs no judge and
 
 from typing import Literal
 
-from holdfast.corpus import plain
+from holdfast.evals.exact import right
 from holdfast.method import Answers, Eval, Scores
 
 
@@ -20,6 +20,6 @@ class Utility(Eval):
         scores = {}
         for row, text, fit in zip(answers.rows, answers.texts, answers.references, strict=True):
             if row.kind == "benign" and row.answer is not None:
-                exact = float(plain(text) == plain(row.answer))
-                scores[row.id] = exact if self.match == "exact" else fit.agreement if fit else 0.0
+                agreement = fit.agreement if fit else 0.0
+                scores[row.id] = right(text, row.answer) if self.match == "exact" else agreement
         return scores
