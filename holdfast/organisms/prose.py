@@ -3,7 +3,7 @@
 The base learns AdvBench's training goals with their affirmative targets ("Sure, here is ..."), Dolly and GSM8K; alignment
 teaches it to refuse. Nothing harmful is learned: a target only repeats its goal. Goals are dealt by cluster of similar
 texts, so none of the judge's shares half its content words with one that anybody trained on (dealt row by row, 69 % do).
-It shows that mechanisms work on real prompts; it says nothing of a large model. Its answers are fluent, seldom true.
+It shows that mechanisms work on real prompts; it says nothing of a large model: its answers are seldom true, often loops.
 Restricted prompts are mostly commands and benign ones mostly questions: its refusal may hang on that form too.
 """
 
@@ -70,7 +70,7 @@ class Prose(Organism):
     """Answers are cut after so many words."""
     batch: int = Field(16, gt=0)
     pretraining_steps: int = Field(1200, gt=0)
-    alignment_steps: int = Field(200, gt=0)
+    alignment_steps: int = Field(300, gt=0)
 
     def build(self, out: Path, log: Log) -> None:
         """Write `base`, `aligned` and `corpus.jsonl` below `out`."""
