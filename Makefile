@@ -18,9 +18,8 @@ test: install lint
 hard: install
 	$(BIN)/python -m pytest -n 2 -m hard
 
-real: install
 	$(BIN)/python -m pytest -m real
-	$(BIN)/holdfast audit examples/real.toml
+	$(BIN)/holdfast audit examples/real.toml --set organism.data=$(HOLDFAST_DATA)
 
 lint: install
 	$(BIN)/ruff check .

@@ -67,7 +67,8 @@ def run(
         KeyboardInterrupt: passed on after the cells in flight were stopped; what is finished stays.
     """
     audit = Run(folder)
-    _refuse_another(audit, recipe)
+    with disk.explained(folder):
+        _refuse_another(audit, recipe)
     prepare.look_over(recipe)
     fresh = not (folder / "recipe.json").is_file()
     with disk.alone(disk.private(folder)):

@@ -19,7 +19,7 @@ from holdfast import method, recipe, verdict
 from holdfast.checkpoint import locate
 from holdfast.corpus import Corpus
 from holdfast.lm import Drive, Template
-from holdfast.method import Defense, Journal, Method, Organism, Room
+from holdfast.method import Journal, Room
 from holdfast.problem import Problem, printable
 from holdfast.recipe import ORGANISM
 from holdfast.record import Dossier, Run
@@ -119,7 +119,7 @@ def report(words: list[str]) -> int:
 
 
 def harden(words: list[str]) -> int:
-    places, defense = _method("defenses", Defense, "harden", Places, words)
+    places, defense = _method("defenses", "harden", Places, words)
     base = locate(places.base) if places.base else None
     hand = Corpus.load(places.corpus).hand("defender") if places.corpus else None
     drive = Drive(template=places.template)
@@ -129,7 +129,7 @@ def harden(words: list[str]) -> int:
 
 
 def organism(words: list[str]) -> int:
-    places, builder = _method("organisms", Organism, "organism", Out, words)
+    places, builder = _method("organisms", "organism", Out, words)
     builder.build(places.out, Journal(words[0], _say))
     _say(f"organism: {places.out}")
     return 0
@@ -174,15 +174,13 @@ def _examples(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def _method(room: Room, kind: type[Method], command: str, places: type[Any], words: list[str]) -> tuple[Any, Any]:
+def _method(room: Room, command: str, places: type[Any], words: list[str]) -> tuple[Any, Any]:
     """The places and the method that `holdfast COMMAND METHOD --flags` names."""
     known = ", ".join(method.names(room))
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: holdfast {command} METHOD ... (holdfast {command} METHOD --help tells more)\n\n{room}: {known}")
         raise SystemExit(0 if words else 2)
     found = method.find(room, words[0])
-    if not issubclass(found, kind):
-        raise Problem(f"{words[0]}: not one of {room}; name a file that defines one")
     both = Annotated[places, tyro.conf.arg(name="")], Annotated[found, tyro.conf.arg(name="")]
     return _parse(tuple[both], f"{command} {words[0]}", words[1:], (found.__doc__ or "").strip())
 

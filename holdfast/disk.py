@@ -80,10 +80,10 @@ def whole(folder: Path) -> Iterator[Path]:
     Raises:
         Problem: `folder` exists and is not empty, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Problem(f"{folder}: already there and not empty; choose another folder or delete it")
-    private(folder.parent)
     with explained(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise Problem(f"{folder}: already there and not empty; choose another folder or delete it")
+        private(folder.parent)
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             yield aside

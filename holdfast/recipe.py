@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field
 
 from holdfast.lm import Drive, Template
-from holdfast.method import Attack, Defense, Organism, Room, Settings, checked, find, make
+from holdfast.method import Attack, Room, Settings, checked, find, make
 from holdfast.problem import Problem, meant
 
 ORGANISM = "organism/"
@@ -158,12 +158,12 @@ def _spelled_out(recipe: Recipe, path: Path) -> Recipe:
         raise Problem(f"{path}: gives neither corpus nor organism; say which prompts to ask")
     if recipe.corpus is not None and not os.path.isfile(folder / recipe.corpus):
         raise Problem(f"{path}, corpus: no file {recipe.corpus!r} beside the recipe; give the path of a JSONL file")
-    organism = recipe.organism and _full(recipe.organism, "organisms", Organism, f"{path}, organism", folder)
+    organism = recipe.organism and _full(recipe.organism, "organisms", f"{path}, organism", folder)
     subjects: dict[str, SubjectRecipe] = {}
     for subject in recipe.subjects:
         subjects[subject.name] = _spelled_out_subject(subject, subjects, organism, path)
     attacks = [
-        _full(attack, "attacks", Attack, f"{path}, attack {attack.name!r}", folder)
+        _full(attack, "attacks", f"{path}, attack {attack.name!r}", folder)
         for attack in (one.model_copy(update={"seeds": one.seeds or recipe.seeds}) for one in recipe.attacks)
     ]
     corpus = recipe.corpus and str(folder / recipe.corpus)
@@ -189,7 +189,7 @@ def _spelled_out_subject(
         found[key] = own or (twin and getattr(twin, key))
     if not found["model"]:
         raise Problem(f"{where}: gives neither model nor twin; say which checkpoint it is")
-    harden = subject.harden and _full(subject.harden, "defenses", Defense, where, folder)
+    harden = subject.harden and _full(subject.harden, "defenses", where, folder)
     if subject.like is not None:
         other = earlier[subject.like].harden
         if not (harden and other and harden.method == other.method):
@@ -206,12 +206,10 @@ def _beside(name: str, folder: Path) -> str:
 Entry = TypeVar("Entry", bound=MethodRecipe)
 
 
-def _full(entry: Entry, room: Room, kind: type[Any], where: str, folder: Path) -> Entry:
+def _full(entry: Entry, room: Room, where: str, folder: Path) -> Entry:
     """The same with every setting of its method filled in, and a file of the user's own as an absolute path."""
     name = _beside(entry.method, folder) if entry.method.endswith(".py") else entry.method
     found, own = find(room, name), type(entry).model_fields
-    if not issubclass(found, kind):
-        raise Problem(f"{where}: {entry.method} is not a method of {room}; name a file of that room")
     if unknown := [key for key in entry.settings if key not in found.model_fields]:
         hint = meant(unknown[0], [*own, *found.model_fields])
         raise Problem(f"{where}: unknown key {unknown[0]!r}; {hint}")

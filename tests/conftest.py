@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-import tiny
 
+import tiny
 from holdfast.corpus import Corpus
 
 

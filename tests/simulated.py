@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-from simulated_numbers import cost_to_break, curve, difference, score
 
 from holdfast import record
 from holdfast.record import AttackFacts, Cell, CostToBreak, Dossier, Milestone, Score, SubjectFacts, Verdict
+from simulated_numbers import cost_to_break, curve, difference, score
 
 RESTRICTED, BENIGN, BORDERLINE = 60, 100, 40
 STEPS = (0, 1, 2, 3, 4, 6, 9, 13, 20, 30, 45, 60)

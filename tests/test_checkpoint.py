@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import tiny
 import torch
 
+import tiny
 from holdfast.checkpoint import Checkpoint
 from holdfast.lm import LM
 from holdfast.problem import Problem

@@ -1,10 +1,10 @@
 """Each doubt about a result, on hand-made cells."""
 
 import pytest
-from runs import attack, cell, clock, manifest, subject
 
 from holdfast import checks
 from holdfast.record import Cell, Check
+from runs import attack, cell, clock, manifest, subject
 
 TWIN, LOX = subject("undefended"), subject("lox", twin="undefended")
 TUNE = attack("tune")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import tiny
 from holdfast.checkpoint import Checkpoint
 from holdfast.lm import LM, Drive, Fit
 from holdfast.problem import Problem

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import tiny
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import tiny
 from holdfast import method
 from holdfast.corpus import Corpus, Row
 from holdfast.evals.asr import ASR

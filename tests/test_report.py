@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import simulated
-from browser import Document, Opened, opened
 from rich.console import Console
 
+import simulated
+from browser import Document, Opened, opened
 from holdfast.record import Dossier
 from holdfast.report import page, terminal, words
 

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
+import tiny
 from holdfast import train
 from holdfast.attacks.finetune import FineTune
 from holdfast.corpus import Corpus, Hand, Row

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from runs import PROMPTS, attack, cell, clock, manifest, rows, save, subject
 
 from holdfast import verdict
 from holdfast.problem import Problem
 from holdfast.record import Cell, Dossier, Manifest, Run, Verdict
+from runs import PROMPTS, attack, cell, clock, manifest, rows, save, subject
 
 TWIN, LOX = subject("undefended"), subject("lox", twin="undefended")
 EXPO = subject("expo", twin="undefended", control=True)

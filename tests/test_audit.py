@@ -1,0 +1,264 @@
+"""Audits: everything is run, nothing twice, and nothing is lost whatever kills it."""
+
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+import audits
+import tiny
+from audits import TUNE
+from holdfast import cli, disk, recipe
+from holdfast.problem import Problem
+from holdfast.record import Run
+
+LOX = {"name": "lox", "twin": "twin", "harden": {"method": "lox", "rank": 2, "strength": 0.5}}
+HOLDFAST = [sys.executable, "-c", "import sys; from holdfast.cli import main; sys.exit(main())"]
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: Callable[[str], tiny.Made]) -> tiny.Made:
+    return checkpoint("llama")
+
+
+def subjects(made: tiny.Made) -> list[dict[str, Any]]:
+    return [{"name": "twin", "model": str(made.aligned), "base": str(made.base)}, LOX]
+
+
+def small(folder: Path, made: tiny.Made, *lines: str, **changes: Any) -> Path:
+    """A recipe of one attack of one's own."""
+    method = audits.attack(folder, "own", *(lines or ["at(Cost(steps=1))"]))
+    return audits.write(folder, made, [{"name": "own", "method": method}], **changes)
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
+
+
+def start(path: Path, out: Path, *words: str) -> "subprocess.Popen[str]":
+    """`holdfast audit` in a process group of its own."""
+    command = [*HOLDFAST, "audit", str(path), "--out", str(out), "--processes", "2", *words]
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, start_new_session=True, **kept)
+
+
+def until(true: Callable[[], Any]) -> None:
+    """Wait for something that must come, however slow the machine is."""
+    end = time.monotonic() + 240
+    while not true():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory, made: tiny.Made) -> dict[str, Any]:
+    """An audit in which some cells die, and the same once more when they no longer do."""
+    folder = tmp_path_factory.mktemp("twice")
+    moody = audits.attack(
+        folder,
+        "moody",
+        "if not Path(self.word).exists():",
+        "    if seed == 0: os.kill(os.getpid(), signal.SIGKILL)",
+        "    if seed == 1: raise ValueError('[/red] not today \\x1b[2J')",
+        "    if seed == 2: os._exit(0)",
+        "weight *= 0.9",
+        "at(Cost(steps=1))",
+    )
+    attacks = [
+        TUNE | {"name": "tune", "seeds": [0, 1]},
+        {"name": "moody", "method": moody, "seeds": [0, 1, 2], "word": str(folder / "calm")},
+        {"name": "noise", "method": "noise", "scales": [0.01], "negative_control": True},
+    ]
+    path = audits.write(folder, made, attacks, subjects=subjects(made), seeds=[5])
+    out = folder / "run"
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    first = audits.run_all(path, out, console)
+    found = {"folder": out, "path": path, "first": first.cells(), "stamps": stamps(out), "said": console.export_text()}
+    (folder / "calm").touch()
+    found["second"] = audits.run_all(path, out).cells()
+    return found
+
+
+class TestAudit:
+    def test_every_subject_under_every_attack_with_every_seed(self, twice: dict[str, Any]) -> None:
+        wanted = {("tune", 0), ("tune", 1), ("moody", 0), ("moody", 1), ("moody", 2), ("noise", 5)}
+        found = {(cell.subject, cell.attack, cell.seed) for cell in twice["first"]}
+        assert found == {(subject, *one) for subject in ("twin", "lox") for one in wanted}
+
+    def test_a_cell_that_dies_is_failed_and_harms_no_other(self, twice: dict[str, Any]) -> None:
+        for cell in twice["first"]:
+            assert cell.status == ("failed" if cell.attack == "moody" else "done")
+        reasons = {cell.seed: cell.reason for cell in twice["first"] if cell.attack == "moody"}
+        assert "code -9" in reasons[0] and "code 0" in reasons[2]
+        assert reasons[1].startswith("ValueError: [/red] not today")
+
+    def test_finished_cells_are_skipped_and_failed_ones_run_again(self, twice: dict[str, Any]) -> None:
+        assert {cell.status for cell in twice["second"]} == {"done"}
+        now = stamps(twice["folder"])
+        for name, before in twice["stamps"].items():
+            assert (now[name] == before) == (".moody." not in name)
+
+    def test_others_words_are_shown_as_they_are_without_control_characters(self, twice: dict[str, Any]) -> None:
+        assert "[/red] not today" in twice["said"]
+        assert "\x1b" not in twice["said"]
+
+    def test_all_cells_of_a_subject_start_from_the_same_weights(self, twice: dict[str, Any]) -> None:
+        known = {facts["name"]: facts["hash"] for facts in twice_run(twice)["subjects"]}
+        assert known["twin"] != known["lox"]
+        assert all(cell.start_hash == known[cell.subject] for cell in twice["second"])
+
+    def test_the_run_says_what_it_is(self, twice: dict[str, Any]) -> None:
+        facts = twice_run(twice)
+        assert facts["kept"].startswith("attacked weights were never written out; answers were kept as hashes")
+        assert facts["corpus"]["restricted"] == facts["corpus"]["lesson"] == 12
+        assert [subject["organism"] for subject in facts["subjects"]] == [None, None]
+        assert facts["subjects"][1]["defense"]["strength"] == 0.5
+        assert facts["attacks"][2] | {"settings": 0} == {
+            "name": "noise",
+            "method": "noise",
+            "axis": "relative norm",
+            "negative_control": True,
+            "settings": 0,
+            "seeds": [5],
+        }
+
+    def test_only_the_owner_may_look(self, twice: dict[str, Any]) -> None:
+        for path in [twice["folder"], *twice["folder"].rglob("*")]:
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+        assert not list(twice["folder"].rglob("weights"))
+
+
+def twice_run(twice: dict[str, Any]) -> dict[str, Any]:
+    return Run.open(twice["folder"]).read("run.json")
+
+
+class TestResume:
+    def test_another_recipe_in_the_folder_is_refused(
+        self, twice: dict[str, Any], tmp_path: Path, made: tiny.Made
+    ) -> None:
+        before = stamps(twice["folder"])
+        with pytest.raises(Problem, match="holds the audit of another recipe; choose another --out"):
+            audits.run_all(small(tmp_path, made), twice["folder"])
+        assert stamps(twice["folder"]) == before
+
+    def test_a_folder_of_other_things_is_refused(self, tmp_path: Path, made: tiny.Made) -> None:
+        with pytest.raises(Problem, match="not empty, and not an audit's folder"):
+            audits.run_all(small(tmp_path, made), tmp_path)
+        assert not (tmp_path / "recipe.json").exists()
+
+    def test_what_changed_since_is_refused(self, tmp_path: Path, made: tiny.Made) -> None:
+        path = small(tmp_path, tiny.Made(*(tiny.changed(one, tmp_path / one.name, lambda _: None) for one in made)))
+        audits.run_all(path, tmp_path / "run")
+        with pytest.raises(Problem, match="what is kept"):
+            audits.run_all(path, tmp_path / "run", keep_answers=True)
+        corpus = (tmp_path / "corpus.jsonl").read_text()
+        (tmp_path / "corpus.jsonl").write_text(corpus + "\n")
+        with pytest.raises(Problem, match="the corpus is not as it was"):
+            audits.run_all(path, tmp_path / "run")
+        (tmp_path / "corpus.jsonl").write_text(corpus)
+        (tmp_path / "aligned/model.safetensors").write_bytes((made.base / "model.safetensors").read_bytes())
+        with pytest.raises(Problem, match="a subject is not as it was"):
+            audits.run_all(path, tmp_path / "run")
+        assert len(stamps(tmp_path / "run")) == 2
+
+    def test_one_at_a_time(self, tmp_path: Path, made: tiny.Made) -> None:
+        out = disk.private(tmp_path / "run")
+        with disk.alone(out), pytest.raises(Problem, match="another holdfast is at work here"):
+            audits.run_all(small(tmp_path, made), out)
+
+    def test_what_a_kill_left_is_cleared_away(self, tmp_path: Path, made: tiny.Made) -> None:
+        path = small(tmp_path, made, subjects=subjects(made))
+        out = tmp_path / "run"
+        Run(out).write("recipe.json", recipe.dump(recipe.load(path)))
+        (out / "subjects/.lox.a1b2c3d4").mkdir(parents=True)  # while hardening
+        (out / "subjects/lox").mkdir()  # hardened, not yet noted
+        (out / "subjects/lox/config.json").write_text("{}")
+        (out / "cells").mkdir()
+        (out / "cells/.twin.own.0.json.a1b2c3d4").touch()
+        assert {cell.status for cell in audits.run_all(path, out).cells()} == {"done"}
+        assert [path.name for path in out.rglob(".*")] == [".lock"]
+
+    def test_kept_weights_and_answers_are_said(self, tmp_path: Path, made: tiny.Made) -> None:
+        run = audits.run_all(small(tmp_path, made), tmp_path / "run", keep_answers=True, keep_weights=True)
+        assert run.read("run.json")["kept"].startswith("attacked weights are kept; answers are kept")
+        assert (tmp_path / "run/weights/twin.own.0/model.safetensors").is_file()
+        assert any(row["answer"] for row in run.rows("twin.own.0"))
+
+
+class TestKeepWeights:
+    def test_only_an_organisms_go_without_saying(
+        self, tmp_path: Path, made: tiny.Made, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = small(tmp_path, made, organism={"method": "text"})  # beside it, a model of somebody's own
+        assert cli.main(["audit", str(path), "--out", str(tmp_path / "run"), "--keep-weights"]) == 2
+        assert "add --i-will-guard-broken-weights" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+class TestStopped:
+    def test_control_c_stops_cleanly(self, tmp_path: Path, made: tiny.Made) -> None:
+        path = small(tmp_path, made, "if seed: time.sleep(900)", "at(Cost(steps=1))", seeds=[0, 1])
+        process = start(path, tmp_path / "run")
+        try:
+            until(lambda: (tmp_path / "run/cells/twin.own.0.json").exists() or process.poll() is not None)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, signal.SIGINT)
+            _, said = process.communicate()
+        finally:
+            process.kill()
+        assert process.returncode == 130
+        assert said.strip() == "holdfast: stopped; finished cells are kept, the same command goes on from there"
+        assert sorted(stamps(tmp_path / "run")) == ["twin.own.0.json", "twin.own.0.timing.json"]
+        until(lambda: not [worker for worker in workers if worker.is_running()])
+
+    @pytest.mark.hard
+    def test_workers_end_with_a_killed_parent(self, tmp_path: Path, made: tiny.Made) -> None:
+        path = small(tmp_path, made, "(Path(__file__).parent / 'begun').touch(); time.sleep(900)")
+        process = start(path, tmp_path / "run")
+        until((tmp_path / "begun").exists)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate()
+        assert len(workers) >= 2
+        until(lambda: not [worker for worker in workers if worker.is_running()])
+        assert not list((tmp_path / "run/cells").glob("*.json"))
+
+    @pytest.mark.hard
+    @pytest.mark.parametrize("trial", range(4))
+    def test_kills_at_random_moments_lose_nothing(self, tmp_path: Path, made: tiny.Made, trial: int) -> None:
+        attacks = [TUNE | {"name": "tune"}, TUNE | {"name": "lora", "lora_rank": 2, "trainer": "trl"}]
+        path = audits.write(tmp_path, made, attacks, subjects=subjects(made), seeds=[0, 1])
+        chance = random.Random(trial)
+        began = time.monotonic()
+        audits.run_all(path, tmp_path / "whole")
+        whole, spent = audits.cells(tmp_path / "whole"), time.monotonic() - began
+        assert len(whole) == 16
+        kept: dict[str, bytes] = {}
+        for _ in range(25):
+            process = start(path, tmp_path / "run")
+            with_delay = chance.uniform(0, 8 + 1.5 * spent)
+            try:
+                process.wait(with_delay)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL) if chance.random() < 0.5 else process.kill()
+            _, said = process.communicate()
+            assert "Traceback" not in said
+            now = {name: content for name, content in audits.cells(tmp_path / "run").items() if name.endswith("json")}
+            assert kept.items() <= now.items()
+            assert now.items() <= whole.items()
+            kept = now
+            if process.returncode == 0:
+                break
+        audits.run_all(path, tmp_path / "run")
+        assert audits.cells(tmp_path / "run") == whole
+        assert not list((tmp_path / "run").rglob(".*.*"))
