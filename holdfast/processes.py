@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait
 from threading import Thread
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ def prepare(modules: Sequence[str]) -> None:
     """Start the server that processes are forked from; it imports `modules` meanwhile. One thread a process."""
     os.environ["OMP_NUM_THREADS"] = "1"
     get_context("forkserver").set_forkserver_preload([*modules])
+    resource_tracker.ensure_running()  # which would make us hear again
     with _deaf():
         forkserver.ensure_running()
 
@@ -50,6 +51,7 @@ def each(work: Callable[[Job], None], jobs: Sequence[Job], most: int, ended: Cal
 
 
 def _run(work: Callable[[Job], None], job: Job) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
     work(job)
 

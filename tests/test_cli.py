@@ -259,7 +259,7 @@ class TestPlaces:
         lox = {"name": "lox", "twin": "twin", "harden": {"method": "lox", "rank": 2, "strength": 0.5}}
         twin = {"name": "twin", "model": str(made.aligned), "base": str(made.base)}
         path = small(tmp_path / "in", made, subjects=[twin, lox])
-        for pages, reached in ((6, "recipe.json"), (40, "subjects"), (500, "cells")):
+        for pages, reached in ((6, "recipe.json"), (20, "subjects"), (500, "cells")):
             with mounted(tmp_path / "disk", pages) as place:
                 assert "the disk is full; free some space" in refused("audit", path, "--out", place / "out"), reached
                 there = sorted(file.name for file in place.iterdir())
