@@ -7,6 +7,8 @@ Runs in a process of its own, so that a crash is a failed cell and nothing else.
 import hashlib
 import random
 import shutil
+import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy
 import torch
+from datasets import disable_progress_bars
 from transformers import logging as transformers_logging
 
 from holdfast import statistics
@@ -62,8 +65,7 @@ def run(folder: Path, subject: str, attack: str, seed: int, keep_answers: bool, 
         Problem: the record cannot be written.
     """
     torch.set_num_threads(1)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    _quiet()
     audit = Run.open(folder)
     lm = None
     try:
@@ -84,6 +86,15 @@ def run(folder: Path, subject: str, attack: str, seed: int, keep_answers: bool, 
         shutil.rmtree(folder / "weights" / cell.name, ignore_errors=True)  # of a run that was killed
         lm.save(folder / "weights" / cell.name)
     audit.save(cell, rows)
+
+
+def _quiet() -> None:
+    """Libraries' own bars and advice would tear the audit's display."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 class Walk:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -195,14 +196,61 @@ class TestResume:
         assert any(row["answer"] for row in run.rows("twin.own.0"))
 
 
-class TestKeepWeights:
-    def test_only_an_organisms_go_without_saying(
+ORGANISM = """
+import shutil
+from pathlib import Path
+from holdfast import disk
+from holdfast.method import Organism
+
+class Copied(Organism):
+    made: str
+    corpus: str
+
+    def build(self, out, log):
+        log.metrics(stage="[/] copied")
+        with disk.whole(out) as aside:
+            shutil.copytree(self.made, aside, dirs_exist_ok=True)
+            shutil.copy(self.corpus, aside / "corpus.jsonl")
+"""
+
+
+class TestOrganism:
+    def _recipe(self, folder: Path, made: tiny.Made, *models: str) -> Path:
+        tiny.corpus().save(folder / "prompts.jsonl")
+        (folder / "copied.py").write_text(ORGANISM)
+        organism = {"method": "copied.py", "made": str(made.base.parent), "corpus": str(folder / "prompts.jsonl")}
+        named = [{"name": f"model-{number}", "model": model} for number, model in enumerate(models)]
+        return small(folder, made, organism=organism, corpus=None, subjects=named)
+
+    def _audit(self, folder: Path, path: Path, *words: str) -> int:
+        return cli.main(["audit", str(path), "--out", str(folder / "run"), "--processes", "2", *words])
+
+    def test_is_built_in_the_run_and_said(self, tmp_path: Path, made: tiny.Made) -> None:
+        path = self._recipe(tmp_path, made, "organism/aligned", str(made.aligned))
+        run = audits.run_all(path, tmp_path / "run")
+        facts = run.read("run.json")
+        assert [subject["organism"] for subject in facts["subjects"]] == [str(tmp_path / "copied.py"), None]
+        assert facts["subjects"][0]["folder"] == str(tmp_path / "run/organism/aligned")
+        assert facts["subjects"][0]["hash"] == facts["subjects"][1]["hash"]
+        assert facts["corpus"]["file"] == str(tmp_path / "run/organism/corpus.jsonl")
+        assert {cell.status for cell in run.cells()} == {"done"}
+
+    def test_a_part_that_it_has_not(self, tmp_path: Path, made: tiny.Made, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self._audit(tmp_path, self._recipe(tmp_path, made, "organism/algned")) == 2
+        assert "the organism has no checkpoint 'algned'; did you mean 'aligned'?" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+    def test_only_its_own_weights_are_kept_without_saying(
         self, tmp_path: Path, made: tiny.Made, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        path = small(tmp_path, made, organism={"method": "text"})  # beside it, a model of somebody's own
-        assert cli.main(["audit", str(path), "--out", str(tmp_path / "run"), "--keep-weights"]) == 2
+        path = self._recipe(tmp_path, made, "organism/aligned", str(made.aligned))
+        assert self._audit(tmp_path, path, "--keep-weights") == 2
         assert "add --i-will-guard-broken-weights" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+        assert self._audit(tmp_path, path, "--keep-weights", "--i-will-guard-broken-weights") == 0
+        assert len(list((tmp_path / "run/weights").iterdir())) == 2
+        shutil.rmtree(tmp_path / "run")
+        assert self._audit(tmp_path, self._recipe(tmp_path, made, "organism/aligned"), "--keep-weights") == 0
 
 
 class TestStopped:
@@ -237,18 +285,17 @@ class TestStopped:
     @pytest.mark.parametrize("trial", range(4))
     def test_kills_at_random_moments_lose_nothing(self, tmp_path: Path, made: tiny.Made, trial: int) -> None:
         attacks = [TUNE | {"name": "tune"}, TUNE | {"name": "lora", "lora_rank": 2, "trainer": "trl"}]
-        path = audits.write(tmp_path, made, attacks, subjects=subjects(made), seeds=[0, 1])
-        chance = random.Random(trial)
-        began = time.monotonic()
+        path = audits.write(tmp_path, made, attacks, subjects=subjects(made), seeds=[0, 1, 2, 3])
         audits.run_all(path, tmp_path / "whole")
-        whole, spent = audits.cells(tmp_path / "whole"), time.monotonic() - began
-        assert len(whole) == 16
+        whole, chance = audits.cells(tmp_path / "whole"), random.Random(trial)
+        assert len(whole) == 32
         kept: dict[str, bytes] = {}
         for _ in range(25):
             process = start(path, tmp_path / "run")
-            with_delay = chance.uniform(0, 8 + 1.5 * spent)
+            if patient := chance.random() < 0.8:
+                until(lambda: len(audits.cells(tmp_path / "run")) > 2 * len(kept) or process.poll() is not None)  # noqa: B023
             try:
-                process.wait(with_delay)
+                process.wait(chance.uniform(0, 1.5 if patient else 15))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL) if chance.random() < 0.5 else process.kill()
             _, said = process.communicate()
@@ -256,6 +303,7 @@ class TestStopped:
             now = {name: content for name, content in audits.cells(tmp_path / "run").items() if name.endswith("json")}
             assert kept.items() <= now.items()
             assert now.items() <= whole.items()
+            print(len(kept), "cells finished, then", len(now))
             kept = now
             if process.returncode == 0:
                 break
