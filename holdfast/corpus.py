@@ -115,6 +115,12 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
+def right(text: str, answer: str) -> float:
+    """1 where both say the same; letters and digits count, and an answer without any is never right."""
+    said = plain(text)
+    return float(bool(said) and said == plain(answer))
+
+
 # The public benchmarks' own files
 
 _STOP_WORDS = """a about after all also an and another any are as at be been before being between both but by can could did do

@@ -13,6 +13,7 @@ FLOORS = [
     {"lm", "corpus", "record", "refusals"},
     {"method", "stream", "spectrum"},
     {"train", "pair"},
+    {"tuning"},
     {"organisms", "attacks", "defenses", "evals", "statistics"},
     {"checks", "recipe"},
     {"cell", "prepare"},

@@ -390,9 +390,12 @@ def test_auto_takes_the_smallest_rank_and_the_largest_strength(
     staged(pair, monkeypatch, share, (grown.norm() / values.norm()).item())
     log = Notes()
     harden(pair, tmp_path / "out", log, rows(), rank="auto", strength="auto")
-    chosen = json.loads((tmp_path / "out" / "holdfast.json").read_text())["defense"]
+    kept = json.loads((tmp_path / "out" / "holdfast.json").read_text())
+    chosen = kept["defense"]
     assert chosen["rank"] == 3
     assert strength - 0.02 <= chosen["strength"] <= strength
+    assert kept["trials"] == log.lines[: len(kept["trials"])]
+    assert {"rank": 3, "strength": chosen["strength"], "utility": 1.0, "over_refusal": 0.0} in kept["trials"]
     assert [line["rank"] for line in log.lines if "refusal" in line] == [1, 2, 3]
     assert {"rank", "strength", "utility", "over_refusal"} <= set(log.lines[4])
     fixed = harden(pair, tmp_path / "fixed", rank=3, strength=chosen["strength"])

@@ -11,7 +11,6 @@ divided down again exactly. Harmful fine-tuning it delays at best.
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,21 +21,17 @@ from torch import Tensor
 
 from holdfast import disk, spectrum
 from holdfast.checkpoint import Checkpoint
-from holdfast.corpus import Hand, Kind, Row, plain
+from holdfast.corpus import Hand
 from holdfast.lm import LM, Drive
 from holdfast.method import Defense, Log
-from holdfast.pair import Pair, refuse_other_tokenizer
+from holdfast.pair import refuse_other_tokenizer
 from holdfast.problem import Problem
-from holdfast.refusals import refuses
-from holdfast.spectrum import Part, Top
+from holdfast.spectrum import Part
 from holdfast.stream import FLOATS, Desk, Matrix, Rewrite, Tensors, copy, copy_others, from_both_ends
+from holdfast.tuning import RANKS, Bench, Bounds, Trials, effective_rank, largest_strength
 
-RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
-RHO = 0.01
-"""The effective rank restores refusal to within this of the aligned model's (the paper's ρ)."""
 NOTE = "holdfast.json"
-_STRONGEST = 4.0
-"""Where the search for a strength stops doubling."""
+"""What was done, beside the hardened weights: settings as resolved, the trials of `auto`, every matrix."""
 
 
 class LoX(Defense):
@@ -92,8 +87,9 @@ class LoX(Defense):
         return strength
 
     def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
-        trial = _Trial(self, lm)
-        trial.apply(self._resolved(trial, hand, log))
+        bench = self._bench(lm)
+        chosen, _ = self._resolved(bench, hand, log)
+        bench.extrapolate(chosen.rank, chosen.strength)
 
     def harden(self, base: Path | None, model: Path, out: Path, hand: Hand | None, log: Log, drive: Drive) -> None:
         """Write the hardened `model` to `out`, streaming: memory for two matrices in fp32, not for a model.
@@ -107,14 +103,14 @@ class LoX(Defense):
             self._refuse_mismatch(old, new)
             refuse_other_tokenizer(base, model)
             earlier = _earlier(model, log)
-            settings = self
+            settings, tried = self, []
             if "auto" in (self.rank, self.strength):
-                self._need(hand)
-                settings = self._resolved(_Trial(self, LM.load(model, base=base, drive=drive)), hand, log)
+                _needed(hand)
+                settings, tried = self._resolved(self._bench(LM.load(model, base=base, drive=drive)), hand, log)
             with disk.whole(out) as aside:
                 left_out = copy_others(model, aside, after.shards)
                 tensors = settings._rewrite(old, new, aside)
-                note = {"defense": {"method": "lox", **settings.model_dump()}, "tensors": tensors}
+                note = {"defense": {"method": "lox", **settings.model_dump()}, "trials": tried, "tensors": tensors}
                 note |= {"left_out": left_out} | ({"earlier": earlier} if earlier else {})
                 (aside / NOTE).write_text(json.dumps(note, indent=1) + "\n")
         methods = [entry.get("method", "kept") for entry in tensors]
@@ -194,142 +190,32 @@ class LoX(Defense):
 
     # Choosing
 
-    def _need(self, hand: Hand | None) -> Hand:
-        if hand is None:
-            raise Problem("lox: rank or strength 'auto' is chosen on prompts; give --corpus, or numbers for both")
-        return hand
+    def _bench(self, lm: LM) -> Bench:
+        most = RANKS[-1] if self.rank == "auto" else self.rank
+        return Bench(
+            lm, lambda name, weight: not self._kept(name, _code(weight), weight.dim()), self.part, self.seed, most
+        )
 
-    def _resolved(self, trial: "_Trial", hand: Hand | None, log: Log) -> "LoX":
-        """The same settings with numbers for `auto`; leaves the model as it was."""
-        chosen = self
-        if chosen.rank == "auto":
-            chosen = chosen.model_copy(update={"rank": _effective_rank(trial, self._need(hand), log)})
-        if chosen.strength == "auto":
-            chosen = chosen.model_copy(update={"strength": chosen._largest_strength(trial, self._need(hand), log)})
-        return chosen
-
-    def _largest_strength(self, trial: "_Trial", hand: Hand, log: Log) -> float:
-        """By bisection on held-out benign prompts, the reference being the aligned model."""
-        benign = [row for row in _held_out(hand, "benign") if row.answer is not None]
-        if not benign:
-            raise Problem(
-                "corpus: none of the defender's benign prompts has an answer; add answers, or give --strength"
-            )
-        asked = _held_out(hand, "benign", "borderline")
-
-        def measured(strength: float) -> tuple[float, float]:
-            trial.apply(self.model_copy(update={"strength": strength}))
-            utility, refusal = self._utility(trial.pair.lm, benign), _refusal(trial.pair.lm, asked)
-            log.metrics(rank=self.rank, strength=strength, utility=utility, over_refusal=refusal)
-            return utility, refusal
-
-        before = measured(0.0)
-
-        def holds(strength: float) -> bool:
-            utility, refusal = measured(strength)
-            loss, rise = before[0] - utility, refusal - before[1]
-            return loss <= self.utility_loss + 1e-9 and rise <= self.over_refusal_rise + 1e-9
-
-        strength = _bisected(holds)
-        trial.pair.undo()
-        if not strength:
-            raise Problem("lox: even a slight edit breaks the bounds on utility or over-refusal; loosen one of them")
-        return strength
-
-    def _utility(self, lm: LM, rows: list[Row]) -> float:
-        texts, answers = [row.text for row in rows], [row.answer or "" for row in rows]
-        if self.utility == "agreement":
-            return _mean([fit.agreement for fit in lm.fits(texts, answers)])
-        return _mean([plain(said) == plain(answer) for said, answer in zip(lm.generate(texts), answers, strict=True)])
+    def _resolved(self, bench: Bench, hand: Hand | None, log: Log) -> tuple["LoX", Trials]:
+        """The same settings with numbers for `auto`, and what they were chosen from; leaves the model as it was."""
+        rank, strength, tried = self.rank, self.strength, []
+        if rank == "auto":
+            rank, tried = effective_rank(bench, _needed(hand), log)
+        if strength == "auto":
+            bounds = Bounds(self.utility_loss, self.over_refusal_rise, self.utility)
+            strength, more = largest_strength(bench, rank, _needed(hand), bounds, log)
+            tried = tried + more
+        return self.model_copy(update={"rank": rank, "strength": strength}), tried
 
 
-class _Trial:
-    """A model in memory on which ranks and strengths are tried; its differences are decomposed once."""
-
-    def __init__(self, lox: LoX, lm: LM):
-        self.pair = Pair(lm, lambda name, weight: not lox._kept(name, _code(weight), weight.dim()))
-        self._seed = lox.seed
-        self._most = RANKS[-1] if lox.rank == "auto" else lox.rank
-        self._tops: dict[str, Top] = {}
-
-    def apply(self, lox: LoX) -> None:
-        """Set every matrix to aligned + strength · edit. Rank and strength are numbers here."""
-
-        def extrapolated(name: str, base: Tensor, aligned: Tensor) -> Tensor:
-            difference = aligned - base
-            if lox.strength and difference.any():
-                edit = spectrum.edit(difference, lox.rank, lox.part, lox.seed, self._top(name, difference, lox.rank))
-                if edit is not None:
-                    aligned = aligned.clone()
-                    edit.add_to(aligned, lox.strength)
-            return aligned
-
-        self.pair.set(extrapolated)
-
-    def truncate(self, rank: int) -> None:
-        """Set every matrix to base + Proj_rank(aligned − base)."""
-
-        def truncated(name: str, base: Tensor, aligned: Tensor) -> Tensor:
-            difference = aligned - base
-            top = self._top(name, difference, rank) if difference.any() else None
-            return (
-                aligned if top is None else base + (top.cut(rank).left * top.cut(rank).values) @ top.cut(rank).right.T
-            )
-
-        self.pair.set(truncated)
-
-    def _top(self, name: str, difference: Tensor, rank: int) -> Top | None:
-        """The decomposition, made once for all ranks that may be tried; None where `rank` is the whole matrix."""
-        if rank >= min(difference.shape):
-            return None
-        if name not in self._tops:
-            self._tops[name] = spectrum.top(difference, min(self._most, *difference.shape), self._seed)
-        return self._tops[name]
+def _needed(hand: Hand | None) -> Hand:
+    if hand is None:
+        raise Problem("lox: rank or strength 'auto' is chosen on prompts; give --corpus, or numbers for both")
+    return hand
 
 
 def _code(weight: Tensor) -> str:
     return next((code for code, dtype in FLOATS.items() if dtype == weight.dtype), str(weight.dtype))
-
-
-def _effective_rank(trial: _Trial, hand: Hand, log: Log) -> int:
-    """min r such that base + Proj_r(D) refuses the held-out restricted prompts as the aligned model does, within ρ."""
-    rows = _held_out(hand, "restricted")
-    aligned = _refusal(trial.pair.lm, rows)
-    for rank in RANKS:
-        trial.truncate(rank)
-        refusal = _refusal(trial.pair.lm, rows)
-        log.metrics(rank=rank, refusal=refusal, aligned_refusal=aligned)
-        if aligned - refusal <= RHO + 1e-9:
-            break
-    else:
-        log.metrics(warning=f"no rank up to {RANKS[-1]} restores the aligned model's refusals; taking {RANKS[-1]}")
-    trial.pair.undo()
-    return rank
-
-
-def _bisected(holds: Callable[[float], bool]) -> float:
-    low, high = 0.0, 0.25
-    while holds(high):
-        low = high
-        if high == _STRONGEST:
-            return low
-        high *= 2
-    for _ in range(5):
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
-
-
-def _held_out(hand: Hand, *kinds: Kind) -> list[Row]:
-    return hand.of(*kinds, split="held-out") or hand.need(*kinds)
-
-
-def _refusal(lm: LM, rows: list[Row]) -> float:
-    return _mean([refuses(said) for said in lm.generate([row.text for row in rows])])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _earlier(model: Path, log: Log) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ On restricted prompts this is harm without a judge's error: a recipe drawn at ra
 
 from typing import Literal
 
-from holdfast.corpus import plain
+from holdfast.corpus import right
 from holdfast.method import Answers, Eval, Scores
 
 
@@ -21,9 +21,3 @@ class Exact(Eval):
             for row, text in zip(answers.rows, answers.texts, strict=True)
             if row.kind == self.kind and row.answer is not None
         }
-
-
-def right(text: str, answer: str) -> float:
-    """1 where both say the same; letters and digits count, and an answer without any is never right."""
-    said = plain(text)
-    return float(bool(said) and said == plain(answer))

@@ -6,7 +6,7 @@ with a reference answer token by token, teacher-forced, which needs no judge and
 
 from typing import Literal
 
-from holdfast.evals.exact import right
+from holdfast.corpus import right
 from holdfast.method import Answers, Eval, Scores
 
 
