@@ -18,6 +18,7 @@ test: install lint
 hard: install
 	$(BIN)/python -m pytest -n 2 -m hard
 
+real: install
 	$(BIN)/python -m pytest -m real
 	$(BIN)/holdfast audit examples/real.toml --set organism.data=$(HOLDFAST_DATA)
 
