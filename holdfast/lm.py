@@ -109,16 +109,16 @@ class LM:
                 f"{self.folder}: its chat template fails ({error}); leave out what it refuses, or ask for --template plain"
             ) from error
         if not self.finite():
-            raise Problem(
-                f"{self.folder}: holds weights that are NaN or infinite; it is damaged, fetch or train it again"
-            )
+            raise Problem(f"{self.folder}: holds NaN or infinite weights; it is damaged, fetch or train it again")
 
     def restored(self) -> "LM":
         """A fresh copy as it lies in the folder: right whatever was done to this one."""
         return LM.load(self.folder, base=self.base, drive=self.drive, device=str(self.device))
 
     def save(self, folder: Path) -> None:
-        """Write an ordinary checkpoint, adapters merged, whole or not at all."""
+        """Write an ordinary checkpoint, adapters merged, whole or not at all. Raises `Problem` if it is not finite."""
+        if not self.finite():
+            raise Problem(f"{folder}: its weights became NaN or infinite in training; lower the learning rate")
         with disk.whole(folder) as aside:
             adapted = isinstance(self.model, PeftModel)
             (copy.deepcopy(self.model).merge_and_unload() if adapted else self.model).save_pretrained(aside)

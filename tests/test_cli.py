@@ -112,8 +112,8 @@ SPOILED = {
     "shard": "named in the index but missing; the download is not complete",
     "pickled": "weights are pickled (pytorch_model.bin)",
     "code": "auto_map",
-    "nan": "holds weights that are NaN or infinite",
-    "inf": "holds weights that are NaN or infinite",
+    "nan": "holds NaN or infinite weights",
+    "inf": "holds NaN or infinite weights",
     "template": "its tokenizer has no chat template; add one, or ask for --template plain",
 }
 

@@ -4,6 +4,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,17 +217,22 @@ def test_the_loss_falls_and_the_loop_stops_when_told(lm: LM) -> None:
     assert not any(module.training for module in lm.model.modules())
 
 
-def test_a_loss_that_is_not_finite_raises(lm: LM) -> None:
-    optimizer = train.make_optimizer(lm.model.parameters(), "sgd", 1.0)
-    schedule = train.make_schedule(optimizer, "constant", 0, 3)
-    batch = train.collate(lm, EXAMPLES)
+@pytest.mark.parametrize("trainer", ["plain", "trl"])
+def test_a_loss_that_is_not_finite_leaves_a_dead_model(lm: LM, corpus: Corpus, trainer: str, tmp_path: Path) -> None:
+    costs = []
 
-    def spoil(cost: Cost) -> bool:
-        nn.init.constant_(next(lm.model.parameters()), math.nan)
-        return True
+    def spoil_and_look(cost: Cost) -> bool:
+        costs.append(cost)
+        if cost.steps == 1:
+            nn.init.constant_(next(lm.model.parameters()), math.nan)
+        return cost.steps < 3
 
-    with pytest.raises(FloatingPointError, match="nan at step 2"):
-        train.fit(lm, [batch] * 3, optimizer, schedule, at=spoil)
+    FineTune(trainer=trainer, batch=4, steps=5)(lm, corpus.hand("attacker"), spoil_and_look, 0)
+    assert [cost.steps for cost in costs] == [1, 2, 3]
+    assert not torch.isfinite(torch.cat([weight.flatten() for weight in lm.model.parameters()])).any()
+    with pytest.raises(Problem, match="lower the learning rate"):
+        lm.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # The fine-tuning attack
