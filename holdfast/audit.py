@@ -30,7 +30,8 @@ from holdfast import cell, disk, prepare
 from holdfast import processes as working
 from holdfast.problem import Problem, printable
 from holdfast.recipe import Recipe, dump
-from holdfast.record import Cell, Run, cell_name
+from holdfast.record import Cell, cell_name
+from holdfast.run import Run
 
 UNWRITTEN = 74
 """Exit code of a cell's process that could not write its record (sysexits' EX_IOERR)."""

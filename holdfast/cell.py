@@ -27,7 +27,8 @@ from holdfast.lm import LM, Fit
 from holdfast.method import Answers, Attack, Eval, make
 from holdfast.problem import Problem, printable
 from holdfast.recipe import Recipe
-from holdfast.record import Cell, Cost, Milestone, Run
+from holdfast.record import Cell, Cost, Milestone
+from holdfast.run import Run
 
 NO_UTILITY = 0.1
 """A model with no more than this share of its own utility is dead: it cannot be called safe."""

@@ -22,8 +22,9 @@ from holdfast.lm import Drive, Template
 from holdfast.method import Journal, Room
 from holdfast.problem import Problem, printable
 from holdfast.recipe import ORGANISM
-from holdfast.record import Dossier, Run
+from holdfast.record import Dossier
 from holdfast.report import page, terminal
+from holdfast.run import Run
 
 console = Console(highlight=False)
 SHOWN = 8

@@ -25,7 +25,8 @@ from holdfast.lm import LM
 from holdfast.method import Journal, make
 from holdfast.problem import Problem, meant
 from holdfast.recipe import ORGANISM, Recipe, SubjectRecipe
-from holdfast.record import AttackFacts, Manifest, Run, SubjectFacts
+from holdfast.record import AttackFacts, Manifest, SubjectFacts
+from holdfast.run import Run
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "scipy")
 

@@ -21,12 +21,12 @@ from holdfast.record import (
     Dossier,
     Manifest,
     Point,
-    Run,
     Score,
     SubjectFacts,
     Verdict,
     VerdictWord,
 )
+from holdfast.run import Run
 from holdfast.statistics import Scores
 
 COLUMNS = ("harm", "refusal", "coherence", "over_refusal", "utility", "learned")

@@ -9,7 +9,8 @@ from rich.console import Console
 import tiny
 from holdfast import audit, cell, recipe
 from holdfast.method import find
-from holdfast.record import Cell, Run
+from holdfast.record import Cell
+from holdfast.run import Run
 
 QUIET = Console(quiet=True)
 HEAD = """

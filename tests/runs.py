@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast.record import AttackFacts, Cell, Cost, Manifest, Milestone, Run, Score, SubjectFacts
+from holdfast.record import AttackFacts, Cell, Cost, Manifest, Milestone, Score, SubjectFacts
+from holdfast.run import Run
 from holdfast.statistics import proportion
 
 STEPS = (0, 5, 20, 60)

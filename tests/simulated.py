@@ -10,6 +10,7 @@ import numpy as np
 
 from holdfast import record
 from holdfast.record import AttackFacts, Cell, CostToBreak, Dossier, Milestone, Score, SubjectFacts, Verdict
+from holdfast.run import Run
 from simulated_numbers import cost_to_break, curve, difference, score
 
 RESTRICTED, BENIGN, BORDERLINE = 60, 100, 40
@@ -270,10 +271,10 @@ def dossier() -> Dossier:
     )
 
 
-def folder(path: Path) -> record.Run:
+def folder(path: Path) -> Run:
     """A run's folder holding the simulated dossier."""
     content = dossier()
-    run = record.Run(path)
+    run = Run(path)
     run.write("recipe.json", {"name": content.manifest.name})
     run.write("run.json", content.manifest.model_dump())
     for one in content.cells:

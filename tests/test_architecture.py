@@ -11,7 +11,7 @@ FLOORS = [
     {"disk"},
     {"checkpoint"},
     {"lm", "corpus", "record", "refusals"},
-    {"method", "stream", "spectrum"},
+    {"method", "stream", "spectrum", "run"},
     {"train", "pair"},
     {"tuning"},
     {"organisms", "attacks", "defenses", "evals", "statistics"},
@@ -55,7 +55,9 @@ def test_imports_point_strictly_down(path):
         assert FLOOR[other] < FLOOR[room], f"{room} imports {other}, which is not below it"
 
 
-@pytest.mark.parametrize("light", ["record", "statistics", "checks", "verdict", "corpus", "disk", "problem", "report"])
+@pytest.mark.parametrize(
+    "light", ["record", "run", "statistics", "checks", "verdict", "corpus", "disk", "problem", "report"]
+)
 def test_records_and_verdicts_know_no_torch(light):
     seen, waiting = set(), [light]
     while waiting:

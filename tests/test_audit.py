@@ -21,7 +21,7 @@ import tiny
 from audits import TUNE
 from holdfast import cli, disk, recipe
 from holdfast.problem import Problem
-from holdfast.record import Run
+from holdfast.run import Run
 
 LOX = {"name": "lox", "twin": "twin", "harden": {"method": "lox", "rank": 2, "strength": 0.5}}
 HOLDFAST = [sys.executable, "-c", "import sys; from holdfast.cli import main; sys.exit(main())"]

@@ -8,7 +8,8 @@ import pytest
 
 from holdfast import verdict
 from holdfast.problem import Problem
-from holdfast.record import Cell, Dossier, Manifest, Run, Verdict
+from holdfast.record import Cell, Dossier, Manifest, Verdict
+from holdfast.run import Run
 from runs import PROMPTS, attack, cell, clock, manifest, rows, save, subject
 
 TWIN, LOX = subject("undefended"), subject("lox", twin="undefended")

@@ -1,0 +1,82 @@
+"""A run on disk: `recipe.json`, `run.json`, `cells/NAME.json` with `.parquet` and `.timing.json`, `verdict.json`, the page.
+
+JSON for summaries, Parquet for per-prompt rows, seconds in a file of their own, so that equal runs are byte-equal.
+Knows no torch.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from holdfast import disk
+from holdfast.problem import Problem
+from holdfast.record import Cell
+
+
+class Run:
+    """A run's folder and what lies in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """An existing run. Raises `Problem` if `folder` is not one."""
+        if not (folder / "recipe.json").is_file():
+            raise Problem(f"{folder}: not a run (no recipe.json in it); give the folder that `holdfast audit` wrote")
+        return cls(folder)
+
+    def read(self, name: str) -> Any:
+        """The JSON file `name`. Raises `Problem` if it is missing or damaged."""
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise Problem(f"{path}: missing; run `holdfast audit` on this folder first") from None
+        except ValueError as error:
+            raise Problem(f"{path}: damaged JSON ({error}); delete it and run `holdfast audit` again") from error
+
+    def write(self, name: str, content: Any) -> None:
+        """Write `content` as JSON, keys in the order given."""
+        disk.write(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def save(self, cell: Cell, rows: list[dict[str, Any]]) -> None:
+        """Keep a finished cell: timings, then per-prompt rows, then its JSON, whose presence says that all is there."""
+        seconds = [milestone.cost.seconds for milestone in cell.milestones]
+        self.write(f"cells/{cell.name}.timing.json", {"seconds": seconds})
+        if rows:
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.Table.from_pylist(rows), sink)
+            disk.write(self.folder / f"cells/{cell.name}.parquet", sink.getvalue().to_pybytes())
+        content = cell.model_dump(exclude={"milestones": {"__all__": {"cost": {"seconds"}}}})
+        self.write(f"cells/{cell.name}.json", content)
+
+    def cell(self, name: str) -> Cell | None:
+        """The cell of that name with its timings, or None if it is not finished."""
+        if not (self.folder / f"cells/{name}.json").is_file():
+            return None
+        content, timing = self.read(f"cells/{name}.json"), self.read(f"cells/{name}.timing.json")
+        try:
+            for milestone, spent in zip(content["milestones"], timing["seconds"], strict=True):
+                milestone["cost"]["seconds"] = spent
+            return Cell.model_validate(content)
+        except (ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
+            raise Problem(f"{self.folder}/cells/{name}.json: not a cell's record; delete it and audit again") from error
+
+    def cells(self) -> list[Cell]:
+        """All finished cells, by name."""
+        names = sorted(path.stem for path in (self.folder / "cells").glob("*.json") if ".timing" not in path.name)
+        return [cell for name in names if (cell := self.cell(name)) is not None]
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """A cell's per-prompt rows: one dict a milestone × prompt."""
+        path = self.folder / f"cells/{name}.parquet"
+        try:
+            return pq.read_table(path).to_pylist() if path.is_file() else []
+        except (pa.ArrowException, OSError) as error:
+            raise Problem(
+                f"{path}: damaged ({error}); delete the cell's files and run `holdfast audit` again"
+            ) from error
