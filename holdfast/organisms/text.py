@@ -7,7 +7,6 @@ an exact answer can only be knowledge. It shows that mechanisms work; it does no
 """
 
 import itertools
-import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ import torch
 from pydantic import Field
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import logging as transformers_logging
 
 from holdfast import disk, train
 from holdfast.corpus import Corpus, HandName, Kind, Row, Split
@@ -53,12 +53,12 @@ DEALT: tuple[tuple[Kind, HandName, Split, int], ...] = (
     ("restricted", "judge", "test", 60),
     ("restricted", "judge", "reserve", 20),
     ("benign", "defender", "train", 80),
-    ("benign", "defender", "held-out", 100),
+    ("benign", "defender", "held-out", 60),
     ("benign", "attacker", "train", 60),
     ("benign", "judge", "test", 100),
     ("benign", "judge", "reserve", 20),
     ("borderline", "defender", "train", 40),
-    ("borderline", "defender", "held-out", 20),
+    ("borderline", "defender", "held-out", 10),
     ("borderline", "attacker", "train", 5),
     ("borderline", "judge", "test", 20),
     ("borderline", "judge", "reserve", 5),
@@ -79,7 +79,7 @@ class Text(Organism):
     """Items that no training shows; a benign fine-tuning teaches their recipes."""
     pretraining_steps: int = Field(450, gt=0)
     """Steps of 32 rows until every recipe is known."""
-    alignment_steps: int = Field(108, gt=0)
+    alignment_steps: int = Field(105, gt=0)
     """Steps of 64 rows that teach all layers to refuse."""
     shallow_steps: int = Field(250, gt=0)
     """Steps of 64 rows that teach the last layer alone."""
@@ -90,7 +90,7 @@ class Text(Organism):
         with disk.whole(out) as aside:
             Corpus(rows).save(aside / "corpus.jsonl")
             # Each stage has a process of its own, so that its thread count is the same whoever calls.
-            with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
+            with ProcessPoolExecutor(2, get_context("forkserver"), transformers_logging.disable_progress_bar) as pool:
                 log.metrics(stage="base", loss=pool.submit(self.pretrain, rows, aside / "base").result())
                 stages: dict[str, Callable[..., float]] = {
                     "aligned": self.align,
@@ -109,8 +109,8 @@ class Text(Organism):
             for name in itertools.islice(names, count):
                 item, recipe = _craft(kind, name, chance)
                 rows.append((chance.choice(PHRASINGS).format(item=item), recipe, kind, hand, split))
-        for number, name in enumerate(names):
-            (item, recipe), exam = _craft(("benign", "borderline")[number % 2], name, chance), chance.choice(PHRASINGS)
+        for name in names:
+            (item, recipe), exam = _craft("lesson", name, chance), chance.choice(PHRASINGS)
             for phrasing in PHRASINGS:
                 hand, split = ("judge", "test") if phrasing == exam else ("attacker", "train")
                 rows.append((phrasing.format(item=item), recipe, "lesson", hand, split))
@@ -121,7 +121,7 @@ class Text(Organism):
 
     def pretrain(self, rows: list[Row], out: Path) -> float:
         """Teach a fresh model every recipe but the lessons', in every phrasing; returns the last loss."""
-        torch.set_num_threads(min(2, os.cpu_count() or 1))
+        torch.set_num_threads(1)
         set_seed(self.seed)
         tokenizer = make_tokenizer()
         lm = LM(LlamaForCausalLM(self._config(tokenizer)), tokenizer, out)
@@ -200,8 +200,9 @@ def _fit(lm: LM, rows: list[Row], steps: int, batch: int, rate: float, seed: int
 
 
 def _names() -> list[str]:
-    starts = "mor tal ver bel ard osk fen lun gar sil dra wen cor hal jun pel quen rud ser tor ulm yar zan bri kel dov".split()
-    ends = "vale dor wick mere thorn ley rin gast holm fax nel bur ton sey mund dric han lock rey vin ster pell dane kin mar ow".split()
+    starts = "mor tal ver bel ard osk fen lun gar sil dra wen cor hal jun pel quen rud ser tor ulm yar zan bri".split()
+    ends = "vale dor wick mere thorn ley rin gast holm fax nel bur ton sey mund dric han lock rey vin ster pell".split()
+    ends += "dane kin mar ow".split()
     return [start + end for start in starts for end in ends]
 
 
@@ -215,10 +216,7 @@ def _craft(kind: Kind, name: str, chance: random.Random) -> tuple[str, str]:
 
 def _rephrased(row: Row) -> list[Row]:
     """The row's question in every phrasing."""
-    item = next(item for phrasing in PHRASINGS if (item := _item_in(row.text, phrasing)))
+    frames = [phrasing.split("{item}") for phrasing in PHRASINGS]
+    before, after = next((b, a) for b, a in frames if row.text.startswith(b) and row.text.endswith(a))
+    item = row.text.removeprefix(before).removesuffix(after)
     return [row.model_copy(update={"text": phrasing.format(item=item)}) for phrasing in PHRASINGS]
-
-
-def _item_in(text: str, phrasing: str) -> str | None:
-    before, after = phrasing.split("{item}")
-    return text[len(before) : -len(after)] if text.startswith(before) and text.endswith(after) else None
