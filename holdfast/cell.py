@@ -5,6 +5,7 @@ Runs in a process of its own, so that a crash is a failed cell and nothing else.
 """
 
 import hashlib
+import os
 import random
 import shutil
 import sys
@@ -66,7 +67,7 @@ def run(folder: Path, subject: str, attack: str, seed: int, keep_answers: bool, 
         Problem: the record cannot be written.
     """
     torch.set_num_threads(1)
-    _quiet()
+    quiet()
     audit = Run.open(folder)
     lm = None
     try:
@@ -89,8 +90,9 @@ def run(folder: Path, subject: str, attack: str, seed: int, keep_answers: bool, 
     audit.save(cell, rows)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Libraries' own bars and advice would tear the audit's display."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()

@@ -1,9 +1,6 @@
 """The commands: arguments in, rooms called in order, a table and the paths of what was written out."""
 
 import importlib.resources
-import os
-import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +8,11 @@ from typing import Annotated, Any
 import tyro
 from pydantic import ValidationError
 from rich.console import Console
-from transformers import logging as transformers_logging
 from tyro.conf import Positional, UseAppendAction
 
 from holdfast import audit as auditing
 from holdfast import method, recipe, verdict
+from holdfast.cell import quiet
 from holdfast.checkpoint import locate
 from holdfast.corpus import Corpus
 from holdfast.lm import Drive, Template
@@ -194,13 +191,4 @@ def _parse(kind: Any, name: str, words: list[str], description: str | None = Non
         raise Problem(f"{name}, {'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}") from error
 
 
-def _quiet() -> None:
-    """Libraries' own bars and advice would drown the table."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-
-
-_quiet()
+quiet()

@@ -37,6 +37,10 @@ class Top:
     """The (k+1)-th singular value, 0 where there is none."""
     method: Literal["randomized", "exact"]
 
+    def matrix(self) -> Tensor:
+        """The rank-k part itself, m×n."""
+        return (self.left * self.values) @ self.right.T
+
     def cut(self, rank: int) -> "Top":
         """The same matrix's part of a smaller rank."""
         if rank >= len(self.values):

@@ -72,10 +72,7 @@ class Bench:
         def truncated(name: str, base: Tensor, aligned: Tensor) -> Tensor:
             difference = aligned - base
             top = self._top(name, difference, rank) if difference.any() else None
-            if top is None:
-                return aligned
-            leading = top.cut(rank)
-            return base + (leading.left * leading.values) @ leading.right.T
+            return aligned if top is None else base + top.cut(rank).matrix()
 
         self.pair.set(truncated)
 

@@ -51,5 +51,4 @@ class Subtract(Attack):
     def _part(self, delta: torch.Tensor, seed: int) -> torch.Tensor:
         if self.rank is None or delta.ndim != 2 or min(delta.shape) <= self.rank:
             return delta
-        part = top(delta.float(), self.rank, seed)
-        return ((part.left * part.values) @ part.right.T).to(delta.dtype)
+        return top(delta.float(), self.rank, seed).matrix().to(delta.dtype)
