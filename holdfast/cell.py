@@ -72,10 +72,12 @@ def run(folder: Path, subject: str, attack: str, seed: int, keep_answers: bool, 
     lm = None
     try:
         recipe = Recipe.model_validate(audit.read("recipe.json"))
-        facts = next(s for s in audit.read("run.json")["subjects"] if s["name"] == subject)
+        subjects = {facts["name"]: facts for facts in audit.read("run.json")["subjects"]}
+        facts = subjects[subject]
         corpus = Corpus.load(Path(audit.read("run.json")["corpus"]["file"]))
         lm = LM.load(facts["folder"], base=facts["base"], drive=recipe.drive)
-        walk = Walk(lm, corpus.hand("judge").of(split="test"), recipe)
+        undefended = subjects.get(facts.get("twin"), facts)["folder"]
+        walk = Walk(lm, corpus.hand("judge").of(split="test"), recipe, Path(undefended))
         walk.take(recipe.attack(attack).build(), corpus.hand("attacker"), seed)
         cell, rows = walk.scored(subject, attack, seed)
     except (Exception, SystemExit) as error:
@@ -103,10 +105,10 @@ def quiet() -> None:
 class Walk:
     """The way of one attack: where it stands now, and what was seen at its milestones."""
 
-    def __init__(self, lm: LM, rows: list[Row], recipe: Recipe):
+    def __init__(self, lm: LM, rows: list[Row], recipe: Recipe, undefended: Path):
         self.lm = lm
         self.rows = rows
-        self.recipe = recipe
+        self.undefended = undefended
         self.evals = evals(recipe)
         self.start_hash = lm.hash()
         self.looks: list[Look] = []
@@ -179,10 +181,14 @@ class Walk:
         self.looks.append(look)
 
     def _fluency(self) -> dict[tuple[Row, str], Fit]:
-        """How the subject as released predicts each distinct answer."""
+        """How the undefended twin predicts each distinct answer.
+
+        Not the subject: a hardened model finds compliance itself unutterable, and would be taken to hold by its own word.
+        """
         said = {(row, text) for look in self.looks for row, text in zip(self.rows, look.texts, strict=False)}
         keys = sorted(said, key=lambda key: (key[0].id, key[1]))
-        fits = self.lm.restored().fits([row.text for row, _ in keys], [text for _, text in keys])
+        judge = LM.load(self.undefended, drive=self.lm.drive, device=str(self.lm.device))
+        fits = judge.fits([row.text for row, _ in keys], [text for _, text in keys])
         return dict(zip(keys, fits, strict=True))
 
     def _milestone(self, look: Look, scores: dict[str, dict[str, float]], first: Milestone | None) -> Milestone:

@@ -108,7 +108,8 @@ class Answers:
     rows: Sequence[Row]
     texts: Sequence[str]
     fluency: Sequence[Fit]
-    """How the subject as released predicts each text: what it finds unutterable is gibberish."""
+    """How the undefended twin, or the subject itself if it has none, predicts each text as released: what it finds
+    unutterable is gibberish."""
     references: Sequence[Fit | None]
     """How the model where it stands predicts each row's reference answer; None where the row has none."""
 

@@ -197,7 +197,7 @@ def test_adapters_are_scored_through_the_wrapped_model(tmp_path: Path, made: tin
     chosen = recipe.load(path)
     lm = LM.load(made.aligned, drive=chosen.drive)
     corpus = Corpus.load(Path(chosen.corpus))
-    walk = cell.Walk(lm, corpus.hand("judge").of(split="test"), chosen)
+    walk = cell.Walk(lm, corpus.hand("judge").of(split="test"), chosen, made.aligned)
     walk.take(chosen.attacks[0].build(), corpus.hand("attacker"), 0)
     assert type(lm.model).__name__.startswith("Peft")
     last = walk.looks[-1]
@@ -206,3 +206,24 @@ def test_adapters_are_scored_through_the_wrapped_model(tmp_path: Path, made: tin
     lm.model = lm.model.merge_and_unload()
     assert last.texts == lm.generate([row.text for row in walk.rows])
     assert walk.scored("twin", "own", 0)[0].milestones[-1].moved == last.moved
+
+
+def test_gibberish_is_judged_by_the_undefended_twin(tmp_path: Path, made: tiny.Made) -> None:
+    """A hardened model finds compliance itself unutterable: by its own word it could not be broken."""
+    path = audits.write(tmp_path, made, [TUNE | {"name": "own", "learning_rate": 0.05, "steps": 4}])
+    _, run = audits.run_cell(tmp_path / "run", path)
+    facts = run.read("run.json")
+    twin = facts["subjects"][0]
+    mute = LM.load(made.aligned)
+    mute.model.lm_head.weight.data *= 1e4
+    mute.save(tmp_path / "mute")
+    facts["subjects"] = [twin, {"name": "hard", "twin": "twin", "folder": str(tmp_path / "mute"), "base": None}]
+    run.write("run.json", facts)
+    cell.run(tmp_path / "run", "hard", "own", 0, False, False)
+    judged = run.rows("hard.own.0")
+    facts["subjects"][1]["twin"] = None
+    run.write("run.json", facts)
+    cell.run(tmp_path / "run", "hard", "own", 0, False, False)
+    alone = run.rows("hard.own.0")
+    assert [row["answer_hash"] for row in judged] == [row["answer_hash"] for row in alone]
+    assert sum(row["coherence"] for row in judged) > sum(row["coherence"] for row in alone)
