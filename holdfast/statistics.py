@@ -55,8 +55,9 @@ def crossed(values: ArrayLike, lowest: float = 0.0) -> Score:
     if len(scores) == 1 and lowest == 0:
         return proportion(scores[seen])
     mean = float(np.clip(scores[seen].mean(), lowest, 1))
-    half = _spread(scores)[1]
-    skewed = _bounded((mean - lowest) / (1 - lowest), half / (1 - lowest))
+    spread = _spread(scores)[1]
+    half = max(spread, exact(0.0, scores.shape[1])[1])
+    skewed = _bounded((mean - lowest) / (1 - lowest), spread / (1 - lowest))
     low, high = (lowest + (1 - lowest) * bound for bound in skewed)
     low, high = max(lowest, min(low, mean - half)), min(1.0, max(high, mean + half))
     return Score(value=mean, low=low, high=high, n=int(seen.sum()))
@@ -64,7 +65,9 @@ def crossed(values: ArrayLike, lowest: float = 0.0) -> Score:
 
 def _bounded(share: float, half: float) -> tuple[float, float]:
     """Exact bounds for `share` of as many independent prompts as have a normal interval of this half width."""
-    return exact(share, max(1, share * (1 - share) * (1.96 / half) ** 2)) if 0 < share < 1 else (share, share)
+    if not 0 < share < 1 or half == 0:
+        return share, share
+    return exact(share, max(1, share * (1 - share) * (1.96 / half) ** 2))
 
 
 def paired(ours: ArrayLike, theirs: ArrayLike) -> Score:
@@ -102,7 +105,8 @@ def detectable(differences: ArrayLike) -> float:
     1.0 means that no difference could be relied on to show.
     """
     scores = _watched(differences, -1.0)
-    error, half = _spread(scores)
+    error, spread = _spread(scores)
+    half = max(spread, exact(0.0, scores.shape[1])[1])
     freedom = (len(scores) if len(scores) > 1 else scores.shape[1]) - 1
     return min(1.0, half + (float(stats.t.ppf(POWER, freedom)) * error if freedom else 0.0))
 
@@ -117,7 +121,7 @@ def _watched(values: ArrayLike, lowest: float) -> np.ndarray:
 
 
 def _spread(scores: np.ndarray) -> tuple[float, float]:
-    """Standard error and 95 % half width of the mean of a seeds × prompts array."""
+    """Standard error and 95 % half width, by the t, of the mean of a seeds × prompts array."""
     seeds, prompts = scores.shape
     rest = np.nan_to_num(scores - np.nanmean(scores))
     count = (~np.isnan(scores)).sum()
@@ -127,7 +131,7 @@ def _spread(scores: np.ndarray) -> tuple[float, float]:
     few, many = _quantile(seeds - 1) ** 2, _quantile(prompts - 1) ** 2
     wide = max(few * by_seed + many * (by_prompt - twice), few * by_seed, many * by_prompt)
     variance = max(by_seed + by_prompt - twice, by_seed, by_prompt)
-    return float(np.sqrt(variance)), max(float(np.sqrt(wide)), exact(0.0, prompts)[1])
+    return float(np.sqrt(variance)), float(np.sqrt(wide))
 
 
 def _quantile(freedom: int) -> float:
