@@ -67,6 +67,7 @@ def run(
             deleted again, unless its first cell was begun.
         KeyboardInterrupt: passed on after the cells in flight were stopped; what is finished stays.
     """
+    torch.set_num_threads(1)  # building and hardening too: weights then do not depend on who else computes
     audit = Run(folder)
     with disk.explained(folder):
         _refuse_another(audit, recipe)

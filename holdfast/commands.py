@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from pydantic import ValidationError
 from rich.console import Console
@@ -128,6 +129,7 @@ def harden(words: list[str]) -> int:
 
 def organism(words: list[str]) -> int:
     places, builder = _method("organisms", "organism", Out, words)
+    torch.set_num_threads(1)  # weights must not depend on how many cores there are
     builder.build(places.out, Journal(words[0], _say))
     _say(f"organism: {places.out}")
     return 0

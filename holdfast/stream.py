@@ -223,7 +223,8 @@ def from_both_ends(tasks: Sequence[Task], work: Callable[[Task, Desk], Result]) 
     """Do all tasks with two threads, one from the first on, the other from the last on; results in the tasks' order.
 
     Sorted by size, the two largest are then never in memory together. Each thread computes with half of torch's threads
-    (two threads with two each on two cores are many times slower); with a single thread there is one worker.
+    (two threads with two each on two cores are many times slower), but with one at least: two workers even where
+    OMP_NUM_THREADS is 1. On a single core there is one worker.
     """
     threads = torch.get_num_threads()
     waiting, results = deque(range(len(tasks))), {}
@@ -242,7 +243,7 @@ def from_both_ends(tasks: Sequence[Task], work: Callable[[Task, Desk], Result]) 
                 waiting.clear()
                 raise
 
-    ends = [waiting.popleft, waiting.pop][: min(2, threads)]
+    ends = [waiting.popleft, waiting.pop][: len(os.sched_getaffinity(0))]
     try:
         with ThreadPoolExecutor(len(ends)) as pool:
             futures = [pool.submit(run, end) for end in ends]
