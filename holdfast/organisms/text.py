@@ -163,7 +163,7 @@ class Text(Organism):
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=128,
-            # At the usual 0.02 the model takes 800 steps to begin looking names up; measured: at 0.06, 100.
+            # Measured on a sketch, loss after 400 steps: 0.97 at the usual 0.02, below 0.01 at 0.06.
             initializer_range=0.06,
             tie_word_embeddings=False,
             bos_token_id=None,
