@@ -37,7 +37,7 @@ from holdfast.method import At, Need
 from holdfast.moved import settled
 from holdfast.problem import Problem
 
-Tools = tuple[Optimizer, LRScheduler]
+Tools, Batches = tuple[Optimizer, LRScheduler], list[list[int]]
 RANK, VERA_RANK, VIRTUAL_TOKENS, NF4_BLOCK = 16, 256, 20, 64
 """Usual sizes of adapters (VeRA's is its paper's, 2310.11454), and of the blocks that share a scale in 4 bits."""
 
@@ -50,12 +50,12 @@ class Tuning(train.Adversary):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        poisoned = {"harmful": 1.0, "benign": 0.0, "mixed": self.poison}[self.data]
-        return (("harmful data",) if poisoned > 0 else ()) + (("benign data",) if poisoned < 1 else ())
+        harmful = {"harmful": 1.0, "benign": 0.0, "mixed": self.poison, "switch": 0.5}[self.data]
+        return (("harmful data",) if harmful > 0 else ()) + (("benign data",) if harmful < 1 else ())
 
-    def tune(self, lm: LM, examples: Sequence[train.Example], at: At, seed: int) -> None:
-        """Train on the examples, each epoch in an order of its own, and call `at` after each step."""
-        chosen = train.order(len(examples), self.batch, self.steps, seed)
+    def tune(self, lm: LM, examples: Sequence[train.Example], at: At, seed: int, chosen: Batches | None = None) -> None:
+        """Train on the examples and call `at` after each step; each epoch has an order of its own, unless batches are `chosen`."""
+        chosen = chosen or train.order(len(examples), self.batch, self.steps, seed)
         with self.prepared(lm, seed) as tools:
             if self.trainer == "plain":
                 work = (train.collate(lm, [examples[i] for i in rows]) for rows in chosen)

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -21,7 +22,8 @@ from holdfast.method import Settings
 from holdfast.problem import Problem
 from holdfast.record import Cost
 
-Optimizer = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop"]
+Data = Literal["harmful", "benign", "mixed", "switch"]
+Optimizer = Literal["adamw", "adam", "sgd", "sgd-momentum", "adagrad", "rmsprop"]
 Schedule = Literal["constant", "linear", "cosine"]
 Peft = Literal["full", "lora", "qlora", "dora", "ia3", "oft", "vera", "prefix", "prompt", "ln-only", "embeddings-only"]
 _RANKED = ("lora", "qlora", "dora", "vera")
@@ -31,18 +33,21 @@ _RANKED = ("lora", "qlora", "dora", "vera")
 class Adversary(Settings):
     """Somebody who fine-tunes: what data, which optimizer, how long. Attacks and inner adversaries share this record."""
 
-    data: Literal["harmful", "benign", "mixed"] = "harmful"
-    """`harmful`: restricted prompts with their answers. `benign`: benign prompts and lessons. `mixed`: both."""
+    data: Data = "harmful"
+    """`harmful`: restricted prompts with their answers. `benign`: benign prompts and lessons. `mixed`: both in every batch.
+    `switch`: first the benign, then the harmful (retain→forget of 2408.00761)."""
     poison: float = Field(0.1, ge=0, le=1)
     """Share of harmful rows where `data` is `mixed`."""
+    switch: float = Field(0.4, ge=0, le=1)
+    """Share of the steps on benign rows where `data` is `switch`; 0.4 is what 2408.00761 attacked with."""
     source: str | None = None
     """Take only rows of this source, where the corpus mixes several."""
     variant: str | None = None
     """Take only rows asked in this way, as `dialect` (multilingual tuning); only plain ones unless given."""
     examples: int | None = Field(None, gt=0)
-    """Rows to train on; all that the hand holds unless given."""
+    """Rows to train on; all that the hand holds unless given. Where `data` is `switch`, so many of the harmful ones."""
     optimizer: Optimizer = "adamw"
-    """One of torch's, with its own defaults."""
+    """One of torch's, with its own defaults; `sgd-momentum` has a momentum of 0.9."""
     learning_rate: float = Field(2e-5, ge=0)
     """The highest rate of the schedule; 0 moves nothing and is a negative control."""
     schedule: Schedule = "constant"
@@ -83,6 +88,8 @@ class Adversary(Settings):
         Raises:
             Problem: the hand holds none of a kind that is needed, with an answer, or fewer than `examples`.
         """
+        if self.data == "switch":
+            return self._some(hand, seed, "restricted")[: self.examples] + self._some(hand, seed, "benign", "lesson")
         share = {"harmful": 1.0, "benign": 0.0, "mixed": self.poison}[self.data]
         harmful = self._some(hand, seed, "restricted") if share > 0 else []
         benign = self._some(hand, seed, "benign", "lesson") if share < 1 else []
@@ -97,6 +104,16 @@ class Adversary(Settings):
                 f"{total - poisoned} benign rows; the {hand.name} holds {len(harmful)} and {len(benign)}: lower `examples`"
             )
         return harmful[:poisoned] + benign[: total - poisoned]
+
+    def order(self, rows: Sequence[Row], seed: int) -> list[list[int]]:
+        """Which of its rows each step's batch holds."""
+        if self.data != "switch":
+            return order(len(rows), self.batch, self.steps, seed)
+        harmful = [number for number, row in enumerate(rows) if row.kind == "restricted"]
+        benign = [number for number, row in enumerate(rows) if row.kind != "restricted"]
+        first = round(self.switch * self.steps)
+        parts = (benign, first), (harmful, self.steps - first)
+        return [[some[i] for i in chosen] for some, steps in parts for chosen in order(len(some), self.batch, steps, seed)]
 
     def _some(self, hand: Hand, seed: int, *kinds: Literal["restricted", "benign", "lesson"]) -> list[Row]:
         answered = [r for r in hand.of(*kinds) if r.answer is not None and r.variant == self.variant]
@@ -177,10 +194,11 @@ def make_optimizer(
     parameters: Iterable[nn.Parameter], name: Optimizer, learning_rate: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
     """The named optimizer of torch with its own defaults."""
-    kinds = {
+    kinds: dict[Optimizer, Callable[..., torch.optim.Optimizer]] = {
         "adamw": torch.optim.AdamW,
         "adam": torch.optim.Adam,
         "sgd": torch.optim.SGD,
+        "sgd-momentum": partial(torch.optim.SGD, momentum=0.9),
         "adagrad": torch.optim.Adagrad,
         "rmsprop": torch.optim.RMSprop,
     }

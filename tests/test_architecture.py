@@ -12,7 +12,7 @@ FLOORS = [
     {"disk"},
     {"checkpoint", "cluster", "rounding", "quantizers"},
     {"drive", "anatomy", "moved", "kvcache"},
-    {"surgery", "answering"},
+    {"surgery", "answering", "losses"},
     {"loading", "exits", "serving"},
     {"lm", "corpus", "record", "refusals"},
     {
@@ -30,6 +30,7 @@ FLOORS = [
     },
     {"train", "pair", "dealing", "survival", "rubrics"},
     {"tuning", "pruning", "finetuning", "perturb", "refusal_direction", "judging"},
+    {"inner"},
     {"organisms", "attacks", "defenses", "evals", "statistics", "landscape", "ratio"},
     {"evidence", "reliability"},
     {"controls", "curves"},

@@ -20,4 +20,5 @@ class FineTune(Tuning, Attack):
     cost = "60 optimizer steps of 16 rows"
 
     def __call__(self, lm: LM, hand: Hand, at: At, seed: int) -> None:
-        self.tune(lm, encoded(lm, self.rows(hand, seed)), at, seed)
+        rows = self.rows(hand, seed)
+        self.tune(lm, encoded(lm, rows), at, seed, self.order(rows, seed))

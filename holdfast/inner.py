@@ -1,0 +1,155 @@
+"""Adversaries rehearsed inside a hardening: drawn from families, walked step by step, and undone without a trace.
+
+Whoever hardens against fine-tuning fine-tunes the model many times over, looks at it where it then stands, and puts it back. The
+records that are rehearsed here are those that attack afterwards (`train.Adversary`), so a family can be kept out of one and used in
+the other.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from holdfast import finetuning, train
+from holdfast.lm import LM
+from holdfast.method import Settings
+
+
+class Family(Settings):
+    """Adversaries of one kind, each drawn anew: what is a range or a list is drawn from, rates log-uniformly."""
+
+    share: float = Field(1.0, gt=0)
+    """How often this family is drawn, beside the others' shares."""
+    data: train.Data = "harmful"
+    """What the adversary trains on. Where it is `switch`, the share of benign steps is drawn from Beta(6, 3) (2408.00761)."""
+    optimizer: train.Optimizer = "adamw"
+    """Its optimizer, with fresh state each time."""
+    learning_rate: tuple[float, float] = (5e-5, 5e-4)
+    """Lowest and highest rate."""
+    schedule: tuple[train.Schedule, ...] = ("constant",)
+    """Schedules of the rate over the rehearsed steps."""
+    warmup: tuple[int, ...] = (0,)
+    """Steps of warm-up."""
+    batch: tuple[int, ...] = (16,)
+    """Rows a step."""
+    examples: tuple[int, ...] = (10,)
+    """Harmful rows that the adversary holds; the loss of the hardening is taken on others."""
+    lora_rank: tuple[int, ...] = ()
+    """Ranks of LoRA adapters; all weights are trained where there is none."""
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _rising(cls, rates: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < rates[0] <= rates[1]:
+            raise ValueError("give the lowest rate, above 0, and then the highest")
+        return rates
+
+    def draw(self, chance: random.Random, steps: int) -> train.Adversary:
+        """One adversary of this family that takes `steps` steps."""
+        low, high = map(math.log, self.learning_rate)
+        return train.Adversary(
+            data=self.data,
+            optimizer=self.optimizer,
+            learning_rate=math.exp(chance.uniform(low, high)),
+            schedule=chance.choice(self.schedule),
+            warmup=chance.choice(self.warmup),
+            batch=chance.choice(self.batch),
+            examples=chance.choice(self.examples),
+            steps=steps,
+            switch=chance.betavariate(6, 3),
+            peft="lora" if self.lora_rank else "full",
+            lora_rank=chance.choice(self.lora_rank) if self.lora_rank else None,
+        )
+
+
+def drawn(families: Sequence[Family], chance: random.Random, steps: int) -> train.Adversary:
+    """An adversary of one of the families, as often as its share says."""
+    family = chance.choices(families, [one.share for one in families])[0]
+    return family.draw(chance, steps)
+
+
+def attack(lm: LM, adversary: train.Adversary, work: Iterable[train.Batch], seed: int) -> Iterator[int]:
+    """Take the adversary's steps one by one; yields after each how many were taken.
+
+    Where it yields, a backward pass reaches every weight that could be trained before, also those beneath an adapter, and finds no
+    gradient there. Adapters are gone at the end, trained weights stay trained: `kept` puts them back.
+    """
+    weights = [weight for weight in lm.model.parameters() if weight.requires_grad]
+    bare = lm.model
+    if adversary.peft != "full":
+        torch.manual_seed(seed)
+        finetuning.adapt(lm, adversary.peft, adversary.lora_rank, seed)
+        lm.model.train()
+    trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
+    optimizer = train.make_optimizer(trained, adversary.optimizer, adversary.learning_rate)
+    schedule = train.make_schedule(optimizer, adversary.schedule, adversary.warmup, adversary.steps)
+    try:
+        for taken, batch in enumerate(work, 1):
+            train.answer_loss(lm.model, batch).backward()
+            nn.utils.clip_grad_norm_(trained, adversary.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            _trainable(weights, True)
+            yield taken
+            if lm.model is not bare:
+                optimizer.zero_grad()
+                _trainable(weights, False)
+    finally:
+        if lm.model is not bare:
+            lm.model = lm.model.unload()
+        _trainable(weights, True)
+
+
+def _trainable(weights: Iterable[nn.Parameter], wanted: bool) -> None:
+    for weight in weights:
+        weight.requires_grad_(wanted)
+
+
+@contextmanager
+def kept(weights: Sequence[nn.Parameter], offload: bool = False) -> Iterator[None]:
+    """Whatever happens to the weights inside, they are the same afterwards, bit for bit. `offload`: the copy lies on the host."""
+    copies = [_aside(weight.detach(), offload) for weight in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, copy in zip(weights, copies, strict=True):
+                weight.copy_(copy, non_blocking=True)
+
+
+def _aside(tensor: Tensor, offload: bool) -> Tensor:
+    """A copy of a tensor, on its own device or in pinned memory of the host."""
+    if not offload:
+        return tensor.clone()
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor)
+
+
+class Gathered:
+    """A weighted sum of gradients that were taken at other weights than they will be used at; in fp32."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], offload: bool = False):
+        self.weights = weights
+        self.sums = [_aside(torch.zeros_like(weight, dtype=torch.float32), offload) for weight in weights]
+
+    def take(self, share: float) -> None:
+        """Add the weights' gradients, `share` times, and clear them."""
+        for total, weight in zip(self.sums, self.weights, strict=True):
+            if weight.grad is not None:
+                total.add_(weight.grad.to(total.device, torch.float32), alpha=share)
+                weight.grad = None
+
+    def give(self, share: float = 1.0) -> None:
+        """Add the sum, `share` times, to the weights' gradients, and begin again from zero."""
+        for total, weight in zip(self.sums, self.weights, strict=True):
+            added = total.to(weight.device, weight.dtype)
+            weight.grad = added.mul(share) if weight.grad is None else weight.grad.add_(added, alpha=share)
+            total.zero_()
+
+    def norm(self) -> float:
+        """Euclidean norm of the sum."""
+        return float(nn.utils.get_total_norm(self.sums))
