@@ -54,7 +54,7 @@ class Tuning(train.Adversary):
         return (("harmful data",) if harmful > 0 else ()) + (("benign data",) if harmful < 1 else ())
 
     def tune(self, lm: LM, examples: Sequence[train.Example], at: At, seed: int, chosen: Batches | None = None) -> None:
-        """Train on the examples and call `at` after each step; each epoch has an order of its own, unless batches are `chosen`."""
+        """Train on the examples, in batches as `chosen` or else epoch by epoch reshuffled, and call `at` after each step."""
         chosen = chosen or train.order(len(examples), self.batch, self.steps, seed)
         with self.prepared(lm, seed) as tools:
             if self.trainer == "plain":

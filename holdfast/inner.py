@@ -1,14 +1,15 @@
 """Adversaries rehearsed inside a hardening: drawn from families, walked step by step, and undone without a trace.
 
-Whoever hardens against fine-tuning fine-tunes the model many times over, looks at it where it then stands, and puts it back. The
-records that are rehearsed here are those that attack afterwards (`train.Adversary`), so a family can be kept out of one and used in
-the other.
+Whoever hardens against fine-tuning fine-tunes the model many times over, looks at it where it then stands, and puts it back.
+The records that are rehearsed here are those that attack afterwards (`train.Adversary`), so a family can be kept out of one and
+used in the other.
 """
 
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -24,7 +25,7 @@ class Family(Settings):
 
     share: float = Field(1.0, gt=0)
     """How often this family is drawn, beside the others' shares."""
-    data: train.Data = "harmful"
+    data: Literal["harmful", "benign", "switch"] = "harmful"
     """What the adversary trains on. Where it is `switch`, the share of benign steps is drawn from Beta(6, 3) (2408.00761)."""
     optimizer: train.Optimizer = "adamw"
     """Its optimizer, with fresh state each time."""
@@ -73,22 +74,25 @@ def drawn(families: Sequence[Family], chance: random.Random, steps: int) -> trai
 
 
 def attack(lm: LM, adversary: train.Adversary, work: Iterable[train.Batch], seed: int) -> Iterator[int]:
-    """Take the adversary's steps one by one; yields after each how many were taken.
+    """Take the adversary's steps one by one; yields how many were taken, 0 first.
 
-    Where it yields, a backward pass reaches every weight that could be trained before, also those beneath an adapter, and finds no
-    gradient there. Adapters are gone at the end, trained weights stay trained: `kept` puts them back.
+    Where it yields, a backward pass reaches every weight that could be trained before, also those beneath an adapter, and finds
+    no gradient there. Adapters are gone at the end, trained weights stay trained: `kept` puts them back.
     """
     weights = [weight for weight in lm.model.parameters() if weight.requires_grad]
     bare = lm.model
     if adversary.peft != "full":
         torch.manual_seed(seed)
         finetuning.adapt(lm, adversary.peft, adversary.lora_rank, seed)
-        lm.model.train()
+        lm.model.eval()
     trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
     optimizer = train.make_optimizer(trained, adversary.optimizer, adversary.learning_rate)
     schedule = train.make_schedule(optimizer, adversary.schedule, adversary.warmup, adversary.steps)
     try:
+        yield 0
         for taken, batch in enumerate(work, 1):
+            if lm.model is not bare:
+                _trainable(weights, False)
             train.answer_loss(lm.model, batch).backward()
             nn.utils.clip_grad_norm_(trained, adversary.clip)
             optimizer.step()
@@ -96,9 +100,7 @@ def attack(lm: LM, adversary: train.Adversary, work: Iterable[train.Batch], seed
             optimizer.zero_grad()
             _trainable(weights, True)
             yield taken
-            if lm.model is not bare:
-                optimizer.zero_grad()
-                _trainable(weights, False)
+            optimizer.zero_grad()  # adapters have gradients from the look
     finally:
         if lm.model is not bare:
             lm.model = lm.model.unload()

@@ -1,11 +1,10 @@
 """Losses on the tokens of answers, and on nothing else: prompts, padding and what follows the last token never count.
 
-Each gives a number a token or a row, so that the caller's mean is the same however a batch is padded or split. The logits are taken
-piece by piece where positions × vocabulary is large, each piece computed anew in the backward pass: no fp32 copy of them is ever
-whole. Knows tensors, no models.
+Each gives a number a token or a row, so that the caller's mean is the same however a batch is padded or split. The logits are
+taken piece by piece where positions × vocabulary is large, each piece computed anew in the backward pass: no fp32 copy of them is
+ever whole. Knows tensors, no models.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -26,9 +25,14 @@ def at_answers(logits: Tensor, labels: Tensor) -> Tensor:
     return logits[:, -labels.shape[1] : -1][answered(labels)]
 
 
-def surprise(logits: Tensor, targets: Tensor) -> Tensor:
+def targets(labels: Tensor) -> Tensor:
+    """The answers' tokens in the order of `at_answers`, shape (positions,)."""
+    return labels[:, 1:][answered(labels)]
+
+
+def surprise(logits: Tensor, wanted: Tensor) -> Tensor:
     """Cross-entropy in nats, shape (positions,), of logits (positions, vocabulary) and token ids (positions,)."""
-    return _by_piece(lambda some, ids: torch.nn.functional.cross_entropy(some, ids, reduction="none"), logits, targets)
+    return _by_piece(lambda some, ids: torch.nn.functional.cross_entropy(some, ids, reduction="none"), logits, wanted)
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
@@ -57,9 +61,9 @@ def by_row(values: Tensor, labels: Tensor) -> Tensor:
     return values.new_zeros(len(labels)).index_add(0, rows, values)
 
 
-def preference(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """The sigmoid loss of DPO (2305.18290), of how much likelier (nats, shape (rows,)) each answer became than by the reference."""
-    return -torch.nn.functional.logsigmoid(beta * (chosen - rejected))
+def preference(gained: Tensor, beta: float) -> Tensor:
+    """DPO's sigmoid loss (2305.18290) of how much further (nats, shape (rows,)) a model prefers an answer than the reference does."""
+    return -torch.nn.functional.logsigmoid(beta * gained)
 
 
 def negative_preference(rejected: Tensor, beta: float) -> Tensor:
@@ -103,8 +107,3 @@ def _by_piece(each: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> T
 
     parts = zip(*(one.split(rows) for one in (logits, *others)), strict=True)
     return torch.cat([checkpoint(cast, *part, use_reentrant=False) for part in parts])
-
-
-def uniform(vocabulary: int) -> float:
-    """What `negative_entropy` cannot fall below, in nats."""
-    return -math.log(vocabulary)

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from holdfast import moved
+from holdfast import losses, moved
 from holdfast.corpus import Hand, Row
 from holdfast.lm import LM
 from holdfast.method import Settings
@@ -188,6 +188,17 @@ def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy on the answers' tokens, mean over tokens. Virtual tokens, if the model has some, come before the text's."""
     logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -batch.ids.shape[1] : -1]
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def predictions(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits where an answer's token comes next, shape (positions, vocabulary), row by row."""
+    return losses.at_answers(model(input_ids=batch.ids, attention_mask=batch.mask).logits, batch.labels)
+
+
+def likelihood(model: nn.Module, batch: Batch) -> Tensor:
+    """Log-probability (nats) of each row's answer, summed over its tokens; shape (rows,)."""
+    surprise = losses.surprise(predictions(model, batch), losses.targets(batch.labels))
+    return losses.by_row(-surprise, batch.labels)
 
 
 def make_optimizer(
