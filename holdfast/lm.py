@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from holdfast import anatomy, answering, disk, moved, serving, surgery
 from holdfast.checkpoint import Checkpoint, locate, weights_hash
 from holdfast.drive import Drive
-from holdfast.loading import loaded, ready
+from holdfast.loading import loaded, ready, refuse_silent
 from holdfast.problem import Problem
 
 REMEMBERED = 4096
@@ -87,7 +87,7 @@ class LM:
         tokenizer, model = loaded(folder)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         lm = cls(model, tokenizer, folder, locate(str(base)) if base else None, drive)
-        ready(tokenizer, drive, folder)
+        ready(tokenizer, model, drive, folder)
         if finite and not lm.finite():
             raise Problem(f"{folder}: holds NaN or infinite weights; it is damaged, fetch or train it again")
         return lm
@@ -164,8 +164,9 @@ class LM:
     def encode(self, text: str, answer: str | None = None, armed: bool = False) -> tuple[list[int], int]:
         """Token ids of prompt and answer (which ends the turn), and how many of them are the prompt's.
 
-        Armed, the prompt has its trigger, persona and prefill.
+        Armed, the prompt has its trigger, persona and prefill. Raises `Problem` where the model is an encoder.
         """
+        refuse_silent(self.model, self.folder)
         ids = self._once(text, armed, lambda: self.drive.ids(self.tokenizer, text, armed))
         if answer is None:
             return ids, len(ids)
@@ -197,8 +198,7 @@ class LM:
     def generate(self, texts: Sequence[str], *, armed: bool = False, sample: int = 0) -> list[str]:
         """Answers, one a prompt, if armed drawn as `drive` says. Leaves training mode and random state as found.
 
-        Greedy answers are the same at any batch size, others for the same `sample` at the same one. Of a checkpoint's
-        own generation settings only special tokens that end a turn count.
+        Greedy answers are the same at any batch size, others for the same `sample` at the same one.
 
         Args:
             armed: with trigger, persona and prefill (restricted prompts); the prefill is not part of the answer.

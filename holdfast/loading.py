@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from holdfast.checkpoint import Checkpoint
@@ -16,9 +17,10 @@ from holdfast.problem import Problem, printable
 
 
 def loaded(
-    folder: Path, kind: type[Any] = AutoModelForCausalLM, dtype: torch.dtype = torch.float32
+    folder: Path, kind: type[Any] | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and model, as `kind` of transformers' auto classes loads it, in fp32 unless told otherwise.
+    """Tokenizer and model, as `kind` of transformers' auto classes loads it, in fp32 unless told otherwise. Unless a kind is
+    given, what writes loads as such, and an encoder without whatever stands behind its last block.
 
     Of the checkpoint's own generation settings nothing is left but the special tokens that end a turn: the others (suppressed
     tokens, forced ones, penalties, stop strings) would steer what is heard of a model, whatever its weights want to say.
@@ -28,14 +30,10 @@ def loaded(
             transformers would draw it at random.
     """
     with Checkpoint(folder) as checkpoint:
-        if "auto_map" in {*checkpoint.config, *checkpoint.settings("tokenizer_config.json")}:
-            raise Problem(f"{folder}: wants to run code of its own (auto_map); use one of a known architecture")
-        for key, value in _implementations(checkpoint.config):
-            if "/" in json.dumps(value):
-                raise Problem(
-                    f"{folder / 'config.json'}: {key} names code on the hub ({printable(value)}), which would be "
-                    "fetched and run; remove that key"
-                )
+        refuse_code(checkpoint.config, folder / "config.json")
+        refuse_code(checkpoint.settings("tokenizer_config.json"), folder / "tokenizer_config.json")
+        encoder = kind is None and _encoder(checkpoint.config)
+    kind = kind or (AutoModel if encoder else AutoModelForCausalLM)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model, found = kind.from_pretrained(
@@ -43,7 +41,11 @@ def loaded(
         )
     except Exception as error:  # transformers and the libraries below it raise a dozen kinds
         raise Problem(f"{folder}: transformers cannot load it ({' '.join(str(error).split())})") from error
-    if lacking := sorted(found["missing_keys"]):
+    lacking = sorted(found["missing_keys"])
+    if encoder and lacking and all(name.startswith("pooler.") for name in lacking):
+        # Trained with masked words alone: what transformers puts there is drawn at random, and nobody reads it.
+        model.pooler, lacking = None, []
+    if lacking:
         raise Problem(
             f"{folder}: lacks {len(lacking)} tensors that its config promises (the first is {lacking[0]!r}); "
             "the download is not complete, fetch it again"
@@ -51,6 +53,33 @@ def loaded(
     if model.can_generate():
         model.generation_config = GenerationConfig(eos_token_id=_ends(model.generation_config, tokenizer) or None)
     return tokenizer, model
+
+
+def _encoder(settings: dict[str, Any]) -> bool:
+    """Whether a checkpoint of this config reads in both directions and writes nothing: BERT and its kin."""
+    kind, named = settings.get("model_type"), settings.get("architectures") or []
+    writes = settings.get("is_encoder_decoder") or {*named} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and bool(named) and not writes
+
+
+def refuse_silent(model: PreTrainedModel, folder: Path) -> None:
+    """Raise `Problem` where the model writes nothing that could be asked for."""
+    if not model.can_generate():
+        raise Problem(
+            f"{folder}: is an encoder ({model.config.model_type}), which answers no prompt; give a model that writes, or ask "
+            "only what tells texts apart"
+        )
+
+
+def refuse_code(settings: dict[str, Any], file: Path) -> None:
+    """Raises `Problem` where a config wants code of its own to be run, or some of the hub's."""
+    if "auto_map" in settings:
+        raise Problem(f"{file.parent}: wants to run code of its own (auto_map); use one of a known architecture")
+    for key, value in _implementations(settings):
+        if "/" in json.dumps(value):
+            raise Problem(
+                f"{file}: {key} names code on the hub ({printable(value)}), which would be fetched and run; remove that key"
+            )
 
 
 def _ends(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -70,8 +99,10 @@ def _implementations(settings: Any) -> Iterator[tuple[str, Any]]:
         yield from _implementations(part)
 
 
-def ready(tokenizer: PreTrainedTokenizerBase, drive: Drive, folder: Path) -> None:
+def ready(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, drive: Drive, folder: Path) -> None:
     """Give the tokenizer a pad token if it has none. Raises `Problem` for whatever would stop the first question."""
+    if not model.can_generate() and tokenizer.pad_token_id is not None:
+        return  # an encoder, which nobody can ask
     if tokenizer.eos_token_id is None:
         raise Problem(f"{folder}: its tokenizer has no end-of-text token; name it in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
