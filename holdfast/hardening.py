@@ -177,7 +177,8 @@ class Walk:
             Problem: a loss, or the gradient, is not finite.
         """
         norm = nn.utils.clip_grad_norm_(self.weights, CLIP)
-        told = {name: float(value) for name, value in losses.items()} | {"gradient": float(norm)}
+        losses |= {"gradient": norm}
+        told = {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in losses.items()}
         if wrong := [name for name, value in told.items() if not math.isfinite(value)]:
             what = f"{wrong[0]} is not finite at step {self.taken + 1} of {self.training.total}"
             raise Problem(f"{self.training.name}: {what}; nothing is saved. Lower learning_rate")
