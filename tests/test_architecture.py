@@ -27,6 +27,7 @@ FLOORS = [
         "random_directions",
         "ablation",
         "memory",
+        "choices",
     },
     {"train", "pair", "dealing", "survival", "rubrics"},
     {"tuning", "pruning", "finetuning", "perturb", "refusal_direction", "judging"},
