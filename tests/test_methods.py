@@ -37,6 +37,7 @@ from test_external import landlock
 Make = Callable[[str], tiny.Made]
 BASES = {"organisms": Organism, "attacks": Attack, "defenses": Defense, "evals": Eval, "rubrics": Rubric}
 HALVE = (sys.executable, "-S", str(Path(__file__).parent / "halve.py"), "{model}", "{out}", "{severity}")
+SHORT = {"steps": 3, "batch": 4, "varied": 8}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "abliterate": [
         {"prompts": 6, "held_out": 4},
@@ -81,6 +82,22 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "early_exit": [{"head": "lens"}, {"head": "tuned", "steps": 3}],
     "lox": [{}, {"rank": 2, "strength": 0.5, "part": "random"}],
     "realign": [{"steps": 3, "batch": 4}],
+    "mlac": [
+        {"steps": 2, "inner_steps": 2, "batch": 6, "inner_batches": (4,)},
+        {"steps": 2, "inner_steps": 2, "batch": 6, "inner_batches": (4,), "order": "exact", "inner_optimizer": "sgd"},
+        {"steps": 2, "inner_steps": 0, "head": "learned", "batch": 6, "adversary_steps": 2},
+    ],
+    "booster": [SHORT, {**SHORT, "lora_rank": 2, "schedule": "constant"}],
+    "circuit_breakers": [SHORT],
+    "repnoise": [SHORT],
+    "latent_adversarial": [SHORT],
+    "vaccine": [SHORT, {**SHORT, "weight_decay": 0.1}],
+    "tar": [
+        {**SHORT, "inner_steps": 2, "stride": 1, "looked": 3},
+        {**SHORT, "inner_steps": 0, "matched_inner_steps": 2, "looked": 3, "resistance": "dpo"},
+        {**SHORT, "inner_steps": 2, "looked": 3, "resistance": "entropy", "safeguard": "rmu", "safeguard_steps": 2},
+    ],
+    "mlac_generation": [{**SHORT, "inner_steps": 2, "looked": 3}],
 }
 SEEDLESS = {
     "subtract",

@@ -9,12 +9,11 @@ import torch
 from pydantic import Field
 from transformers import set_seed
 
-from holdfast import train
+from holdfast import selftaught, train
 from holdfast.corpus import Hand, Row
 from holdfast.lm import LM
 from holdfast.method import Defense, Log
 from holdfast.problem import Problem
-from holdfast.refusals import refuses
 
 
 class Realign(Defense):
@@ -45,12 +44,8 @@ class Realign(Defense):
     def _own_answers(self, lm: LM, hand: Hand) -> list[Row]:
         """Restricted prompts with the refusals that the model gives, other prompts with the answers that it gives."""
         asked = hand.need("restricted", split="train") + hand.of("benign", "borderline", split="train")
-        said = lm.generate([row.text for row in asked])
-        kept = [
-            row.model_copy(update={"answer": text})
-            for row, text in zip(asked, said, strict=True)
-            if text and refuses(text) == (row.kind == "restricted")
-        ]
-        if not any(row.kind == "restricted" for row in kept):
+        own = selftaught.said(lm, asked)
+        refusals = [row for row in own.refused if row.kind == "restricted"]
+        if not refusals:
             raise Problem("realign: the model refuses none of the defender's restricted prompts; align it first")
-        return kept
+        return refusals + [row for row in own.answered if row.kind != "restricted"]
