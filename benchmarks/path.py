@@ -33,12 +33,13 @@ import numpy as np
 import torch
 
 from holdfast.attacks.finetune import FineTune
-from holdfast.cell import Walk, quiet
+from holdfast.cell import Walk
 from holdfast.corpus import Corpus, Row
 from holdfast.drive import Drive
 from holdfast.lm import LM
 from holdfast.organisms.text import Text
 from holdfast.prepare import hardware
+from holdfast.quiet import quiet
 from holdfast.recipe import Recipe
 from holdfast.record import Cost
 

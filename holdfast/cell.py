@@ -5,11 +5,8 @@ The attack calls `look` as it goes; at milestones the model where it stands answ
 """
 
 import hashlib
-import os
 import random
 import re
-import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +18,6 @@ from typing import Any
 
 import numpy
 import torch
-from datasets import disable_progress_bars
-from transformers import logging as transformers_logging
 
 from holdfast import statistics
 from holdfast.corpus import Hand, Row
@@ -67,16 +62,6 @@ def evals(recipe: Recipe) -> dict[str, Eval]:
         "utility": make("evals", "utility", "recipe, utility", match=recipe.utility),
         "learned": make("evals", "exact", "recipe", kind="lesson"),
     }
-
-
-def quiet() -> None:
-    """Libraries' own bars and advice would tear the audit's display."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
 
 
 class Walk:

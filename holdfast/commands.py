@@ -17,7 +17,6 @@ from holdfast import audit as auditing
 from holdfast import catalogue, disk, plan, pooled, recipe, trial, verdict
 from holdfast import method as methods
 from holdfast import search as searching
-from holdfast.cell import quiet
 from holdfast.checkpoint import locate
 from holdfast.corpus import Corpus
 from holdfast.dealing import PREFIXES
@@ -26,6 +25,7 @@ from holdfast.drive import Drive
 from holdfast.method import Journal, Room
 from holdfast.options import Attacks, Audit, Dealt, Demo, Out, Places, Report, Search
 from holdfast.problem import Problem, printable
+from holdfast.quiet import quiet
 from holdfast.recipe import ORGANISM, Recipe
 from holdfast.record import FAMILIES
 from holdfast.report import page, terminal

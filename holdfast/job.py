@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from holdfast.cell import Walk, quiet
+from holdfast.cell import Walk
 from holdfast.corpus import Hand
 from holdfast.lm import LM
 from holdfast.memory import Known
 from holdfast.problem import Problem, printable
+from holdfast.quiet import quiet
 from holdfast.recipe import Recipe
 from holdfast.record import Cell, cell_name
 

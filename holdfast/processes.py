@@ -11,12 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
 GRACE = 5.0
 """Seconds that a process has to end by itself once its value is here."""
+
+
+class Sent(NamedTuple):
+    """What comes out of a process of `each`."""
+
+    value: Any
+    last: bool = True
+    """Whether it is the job's value, and not something said meanwhile."""
 
 
 def prepare(modules: Sequence[str]) -> None:
@@ -30,15 +38,18 @@ def prepare(modules: Sequence[str]) -> None:
 
 def each(
     most: int,
-    work: Callable[[Job], Value],
+    work: Callable[..., Value],
     jobs: Sequence[Job],
     done: Callable[[Job, Value], None],
     died: Callable[[Job, str, bool], None],
+    heard: Callable[[Any], None] | None = None,
 ) -> None:
     """Call `work(job)` in a process for each job, at most so many at a time, and hand each value to `done(job, value)`.
 
     A process that ends without a value is told to `died(job, reason, last)`; its job is tried once more, after all others,
     and the second time is the last. Whatever these two raise, and Ctrl-C, kills the processes still running and is passed on.
+
+    Where `heard` is given, `work(job, say)` is called instead, and what it says meanwhile goes to `heard` as it comes.
     """
     waiting = [(job, False) for job in reversed(jobs)]
     running: dict[Any, tuple[Any, Connection, Job, bool]] = {}
@@ -46,14 +57,19 @@ def each(
         while waiting or running:
             while waiting and len(running) < most:
                 with _deaf():
-                    process, values = _started(_once, work, waiting[-1][0])
+                    process, values = _started(_saying if heard else _once, work, waiting[-1][0])
                     running[process.sentinel] = process, values, *waiting.pop()
             for sentinel in _ready(running):
-                process, values, job, last = running.pop(sentinel)
-                came, value = _value(values)
+                process, values, job, last = running[sentinel]
+                sent = _received(values)
+                if sent and heard and not sent.last:
+                    heard(sent.value)
+                    continue
+                del running[sentinel]
+                values.close()
                 _end(process, GRACE)
-                if came:
-                    done(job, value)
+                if sent:
+                    done(job, sent.value)
                     continue
                 reason = f"its process ended with code {process.exitcode}"
                 died(job, f"{reason} (a negative code is a signal; -9 is often memory)", last)
@@ -81,7 +97,7 @@ def stream(work: Callable[[Job], Iterator[Value]], job: Job) -> Iterator[Value]:
         _end(process, GRACE)
 
 
-def _started(how: Callable[..., None], work: Callable[[Job], Any], job: Job) -> tuple[Any, Connection]:
+def _started(how: Callable[..., None], work: Callable[..., Any], job: Job) -> tuple[Any, Connection]:
     """A process at work on the job, and where what it sends comes out."""
     context = get_context("forkserver")
     values, into = context.Pipe(duplex=False)
@@ -97,13 +113,12 @@ def _ready(running: dict[Any, tuple[Any, Connection, Job, bool]]) -> list[Any]:
     return [sentinel for sentinel, (_, values, *_) in running.items() if sentinel in ready or values in ready]
 
 
-def _value(values: Connection) -> tuple[bool, Any]:
-    """Whether a value came, and the value. A process killed while it sent has sent none."""
-    with values:
-        try:
-            return (True, values.recv()) if values.poll() else (False, None)
-        except (EOFError, OSError):
-            return False, None
+def _received(values: Connection) -> Sent | None:
+    """What a process has sent. Nothing where it was killed, though it were while it sent."""
+    try:
+        return values.recv() if values.poll() else None
+    except (EOFError, OSError):
+        return None
 
 
 def _end(process: Any, grace: float) -> None:
@@ -118,7 +133,13 @@ def _end(process: Any, grace: float) -> None:
 def _once(work: Callable[[Job], Value], job: Job, into: Connection) -> None:
     """What a process of `each` does."""
     _begin()
-    _send(into, work(job))
+    _send(into, Sent(work(job)))
+
+
+def _saying(work: Callable[[Job, Callable[[Any], None]], Value], job: Job, into: Connection) -> None:
+    """What a process of `each` does that is heard meanwhile."""
+    _begin()
+    _send(into, Sent(work(job, lambda said: _send(into, Sent(said, last=False)))))
 
 
 def _all(work: Callable[[Job], Iterator[Value]], job: Job, into: Connection) -> None:

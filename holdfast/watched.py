@@ -14,11 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from holdfast.cell import Walk, quiet
+from holdfast.cell import Walk
 from holdfast.corpus import Row
 from holdfast.job import Job
 from holdfast.lm import LM
 from holdfast.problem import Problem, printable
+from holdfast.quiet import quiet
 from holdfast.recipe import Recipe
 from holdfast.record import Cost, Milestone, Record
 
