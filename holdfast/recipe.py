@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from holdfast.changes import change
 from holdfast.corpus import Prompts
 from holdfast.drive import Drive, Engine, Template
 from holdfast.method import Attack, Eval, Room, Settings, checked, find, make
@@ -56,6 +57,8 @@ class SubjectRecipe(Settings):
     """The undefended subject to compare with."""
     control: bool = False
     """A simpler hardening that the defense must beat."""
+    on: str | None = None
+    """An earlier subject, hardened as well: `harden` starts from what its hardening made. Its twin and base are taken over."""
     like: str | None = None
     """Take settings that `harden` leaves open from what this subject's hardening, of the same method, resolved to."""
     harden: MethodRecipe | None = None
@@ -171,28 +174,6 @@ def resolved(content: dict[str, Any], path: Path, changes: tuple[str, ...] = ())
     return _spelled_out(checked(Recipe, content, str(path)), path)
 
 
-def change(content: dict[str, Any], wanted: str) -> None:
-    """Set one value in place, as `key.path=value` says; it is read as TOML, or as text where it is not."""
-    where, equals, value = wanted.partition("=")
-    *parents, last = where.split(".")
-    if not equals:
-        raise Problem(f"--set {wanted}: write key.path=value, as attacks.0.learning_rate=5e-5")
-    place: Any = content
-    try:
-        for part in parents:
-            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
-        place[int(last) if isinstance(place, list) else last] = _value(value)
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise Problem(f"--set {wanted}: the recipe has no place {where!r}; count list entries from 0") from error
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
-
-
 def _spelled_out(recipe: Recipe, path: Path) -> Recipe:
     """Check what one record cannot: names refer to something, methods exist and take their settings; defaults filled in."""
     for what, labels in (("subject", recipe.subjects), ("attack", recipe.attacks)):
@@ -243,17 +224,25 @@ def _spelled_out_subject(
     subject: SubjectRecipe, earlier: dict[str, SubjectRecipe], organism: MethodRecipe | None, path: Path
 ) -> SubjectRecipe:
     where = f"{path}, subject {subject.name!r}"
-    for key, name in (("twin", subject.twin), ("like", subject.like)):
+    for key, name in (("twin", subject.twin), ("on", subject.on), ("like", subject.like)):
         if name is not None and name not in earlier:
             raise Problem(f"{where}, {key}: no subject {name!r} stands before it; put {name!r} first or mend the name")
     folder = path.parent.resolve()
-    twin = earlier.get(subject.twin or "")
+    below = earlier.get(subject.on or "")
+    if below and not subject.harden:
+        raise Problem(f"{where}, on: says on what to harden it, but not how; add harden")
+    if below and not below.harden:
+        raise Problem(f"{where}, on: {subject.on!r} is not hardened itself; name its checkpoint as model instead")
+    twin = subject.twin or (below and below.twin)
+    source = below or earlier.get(twin or "")
     found = {"model": subject.model, "base": subject.base}
     for key, name in found.items():
         if name and name.startswith(ORGANISM) and (organism is None or ".." in PurePosixPath(name).parts):
             raise Problem(f"{where}, {key}: {name!r} is no part of an organism of this recipe; mend the name")
         own = name if name and name.startswith(ORGANISM) else name and _beside(name, folder)
-        found[key] = own or (twin and getattr(twin, key))
+        found[key] = own or (source and getattr(source, key))
+    if below and found["model"] != below.model:
+        raise Problem(f"{where}, on: starts from what {subject.on!r} was hardened into; leave out model")
     if not found["model"]:
         raise Problem(f"{where}: gives neither model nor twin; say which checkpoint it is")
     harden = subject.harden and _full(subject.harden, "defenses", where, folder)
@@ -262,7 +251,7 @@ def _spelled_out_subject(
         if not (harden and other and harden.method == other.method):
             raise Problem(f"{where}, like: {subject.like!r} is not hardened by the same method; mend or drop `like`")
         harden = MethodRecipe(method=harden.method, **subject.harden.settings)  # the rest is the other's
-    return subject.model_copy(update=found | {"harden": harden})
+    return subject.model_copy(update=found | {"twin": twin, "harden": harden})
 
 
 def _beside(name: str, folder: Path) -> str:

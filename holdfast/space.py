@@ -14,7 +14,8 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from holdfast import recipe, tier
+from holdfast import tier
+from holdfast.changes import change
 from holdfast.corpus import Hand
 from holdfast.method import Attack, Settings, checked, find, make
 from holdfast.problem import Problem, meant
@@ -151,8 +152,8 @@ def load(attack: str, width: int, base: bool, hand: Hand, changes: tuple[str, ..
     """
     content, where = _read(attack)
     content = tier.with_rates(content, width)
-    for change in changes:
-        recipe.change(content, change)
+    for one in changes:
+        change(content, one)
     space = checked(Space, content, where)
     if space.method.endswith(".py"):
         space = space.model_copy(update={"method": os.path.realpath(Path(where).parent / space.method)})
