@@ -57,13 +57,14 @@ def run(
     """Run whatever of the audit is not done yet.
 
     Args:
-        processes: cells at a time; the number of cores unless given (with a GPU, 1; on Ray, as many as fit).
+        processes: hardenings, and then cells, at a time; the number of cores unless given (with a GPU, 1; on Ray, as many
+            cells as fit).
         executor: `local` runs cells in processes here, `ray` on a Ray cluster; their records are the same.
         gpus_per_cell: on Ray; may be a fraction.
 
     Raises:
         Problem: the folder holds another audit, or something the recipe names cannot be used. A folder made by this call is
-            deleted again, unless its first cell was begun.
+            deleted again, unless a hardening was finished or the first cell begun.
         KeyboardInterrupt: passed on after the cells in flight were stopped; what is finished stays.
     """
     _refuse_options(executor, keep_weights, gpus_per_cell)
@@ -77,11 +78,12 @@ def run(
         folder.chmod(0o700)  # it may have been there, empty
         try:
             audit.write("recipe.json", dump(recipe))
-            own = {attack.method for attack in recipe.attacks if not attack.method.endswith(".py")}
-            working.prepare(["holdfast.job", *sorted(f"holdfast.attacks.{name}" for name in own)])
-            manifest = prepare.prepared(recipe, audit, _teller(console), _kept(keep_answers, keep_weights), seen)
+            working.prepare(["holdfast.hardened", "holdfast.job", *_shipped(recipe)])
+            kept = _kept(keep_answers, keep_weights)
+            manifest = prepare.prepared(recipe, audit, _teller(console), kept, seen, _workers(processes))
         except Problem:
-            if fresh:
+            made = any((folder / "subjects" / f"{subject.name}.json").is_file() for subject in recipe.subjects)
+            if fresh and not made:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         jobs = _jobs(recipe, audit, manifest, keep_answers, keep_weights)
@@ -93,6 +95,13 @@ def run(
             told = _told(todo, each) if executor == "local" else todo
             _run_cells(audit, partial(each, partial(_work, _installed()), told), tell, _teller(console))
     return audit
+
+
+def _shipped(recipe: Recipe) -> list[str]:
+    """The modules of its methods but for files of somebody's own."""
+    attacks = {("attacks", one.method) for one in recipe.attacks}
+    defenses = {("defenses", one.harden.method) for one in recipe.subjects if one.harden}
+    return sorted(f"holdfast.{room}.{name}" for room, name in attacks | defenses if not name.endswith(".py"))
 
 
 def _refuse_options(executor: Executor, keep_weights: bool, gpus_per_cell: float | None) -> None:
@@ -156,7 +165,12 @@ def _each(executor: Executor, processes: int | None, gpus: float | None) -> Call
     """What runs jobs, given what a job does, the jobs, and what becomes of those that are done and those that died."""
     if executor == "ray":
         return partial(cluster.each, processes, gpus)
-    return partial(working.each, processes or (1 if torch.cuda.is_available() else os.cpu_count() or 1))
+    return partial(working.each, _workers(processes))
+
+
+def _workers(processes: int | None) -> int:
+    """How many processes run here at a time."""
+    return processes or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
 
 
 def _told(jobs: list[Job], each: Callable[..., None]) -> list[Job]:

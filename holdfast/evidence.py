@@ -7,11 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from holdfast import survival
 from holdfast.dossier import CostToBreak, Ratio
-from holdfast.problem import Problem
 from holdfast.record import AttackFacts, Cell, Manifest, Milestone, Score, Status, SubjectFacts
 from holdfast.run import Run
 from holdfast.statistics import Scores
@@ -141,11 +138,7 @@ class Evidence:
     @classmethod
     def read(cls, run: Run) -> "Evidence":
         """Of a run on disk. Raises `Problem` if `run.json` is missing or damaged."""
-        try:
-            manifest = Manifest.model_validate(run.read("run.json"))
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise Problem(f"{run.folder}/run.json, {where}: not a run's manifest; audit again") from error
+        manifest = run.manifest()
         cells = run.cells()
         rows = {cell.name: run.rows(cell.name) for cell in cells}
         return cls(manifest, cells, rows, run.read("recipe.json"))

@@ -45,7 +45,7 @@ class Audit:
     """Change one value, as attacks.0.learning_rate=5e-5; may be given several times.
     Numbers count the entries of the tier or recipe from 0, in the order of the run's recipe.json."""
     processes: Annotated[int | None, Unset] = None
-    """Cells at a time; one a core (with a GPU, one; on Ray, all that fit) unless given."""
+    """Hardenings, and then cells, at a time; one a core (with a GPU, one; on Ray, all cells that fit) unless given."""
     executor: Executor = "local"
     """Where cells run: in processes here, or on Ray: on the cluster of RAY_ADDRESS, else one that runs here or is started."""
     gpus_per_cell: Annotated[float | None, Unset] = None

@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -18,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 
 import holdfast
-from holdfast import disk, likeness, trial
+from holdfast import hardened, likeness, trial
 from holdfast.checkpoint import Checkpoint, locate
-from holdfast.corpus import Corpus, Hand
+from holdfast.corpus import Corpus
 from holdfast.judging import Judge, described
 from holdfast.lm import LM
 from holdfast.method import Journal, make, names
-from holdfast.problem import Problem, meant
-from holdfast.recipe import ORGANISM, Recipe, SubjectRecipe
+from holdfast.problem import Problem
+from holdfast.recipe import ORGANISM, Recipe
 from holdfast.record import AttackFacts, Manifest, SubjectFacts
 from holdfast.run import Run
 
@@ -71,10 +70,12 @@ def _seen(lm: LM, corpus: Corpus) -> Seen:
     return Seen(lm.hash(), _reading(lm, corpus), lm.model.num_parameters())
 
 
-def prepared(recipe: Recipe, audit: Run, tell: Callable[[str], None], kept: str, seen: dict[Path, Seen]) -> Manifest:
+def prepared(
+    recipe: Recipe, audit: Run, tell: Callable[[str], None], kept: str, seen: dict[Path, Seen], most: int
+) -> Manifest:
     """Everything that the cells start from, built where it is not there yet and written down in `run.json`.
 
-    `seen` is what `look_over` found.
+    `seen` is what `look_over` found; at most so many hardenings run at a time.
     """
     organism = audit.folder / "organism"
     if recipe.organism and not organism.exists():
@@ -82,9 +83,12 @@ def prepared(recipe: Recipe, audit: Run, tell: Callable[[str], None], kept: str,
         build = make("organisms", recipe.organism.method, "recipe, organism", **recipe.organism.settings)
         build.build(organism, Journal("organism", tell))
     file = Path(recipe.corpus) if recipe.corpus else organism / "corpus.jsonl"
-    manifest = _manifest(recipe, audit, file, tell, kept, seen)
+    corpus = _judged(recipe, file)
+    made = hardened.subjects(recipe, audit, corpus.hand("defender"), most, tell)
+    facts = tuple(_subjects(recipe, audit, corpus, made, seen))
+    manifest = _manifest(recipe, file, corpus, facts, kept, _judges(recipe, audit, tell))
     if (audit.folder / "run.json").is_file():
-        before = Manifest.model_validate(audit.read("run.json"))
+        before = audit.manifest()
         manifest = manifest.model_copy(update={"date": before.date})
         _refuse_changes(before, manifest, audit.folder)
     audit.write("run.json", manifest.model_dump(mode="json"))
@@ -124,9 +128,13 @@ def organism_of(corpus: Corpus) -> str | None:
 
 
 def _manifest(
-    recipe: Recipe, audit: Run, corpus_file: Path, tell: Callable[[str], None], kept: str, seen: dict[Path, Seen]
+    recipe: Recipe,
+    corpus_file: Path,
+    corpus: Corpus,
+    subjects: tuple[SubjectFacts, ...],
+    kept: str,
+    judges: dict[str, Any],
 ) -> Manifest:
-    corpus = _judged(recipe, corpus_file)
     judge = corpus.hand("judge").asked(recipe.prompts)
     kinds = ("restricted", "benign", "borderline", "lesson")
     facts: dict[str, Any] = {
@@ -140,10 +148,10 @@ def _manifest(
         name=recipe.name,
         version=holdfast.__version__,
         date=date.today().isoformat(),
-        **_judges(recipe, audit, tell),
+        **judges,
         threshold=recipe.threshold,
         utility_floor=recipe.utility_floor,
-        subjects=tuple(_subjects(recipe, audit, corpus, tell, seen)),
+        subjects=subjects,
         attacks=tuple(_attack_facts(recipe)),
         corpus=facts,
         versions=versions(),
@@ -171,7 +179,7 @@ def _judges(recipe: Recipe, audit: Run, tell: Callable[[str], None]) -> dict[str
         return facts
     path = Path(recipe.calibration)
     if (audit.folder / "run.json").is_file():
-        before = Manifest.model_validate(audit.read("run.json")).calibration
+        before = audit.manifest().calibration
         if before and before.hash == trial.digest(path):
             return facts | {"calibration": before}
     tell(f"trying {facts['harm']} on the labeled answers of {path}")
@@ -194,18 +202,14 @@ def _attack_facts(recipe: Recipe) -> Iterator[AttackFacts]:
 
 
 def _subjects(
-    recipe: Recipe, audit: Run, corpus: Corpus, tell: Callable[[str], None], seen: dict[Path, Seen]
+    recipe: Recipe, audit: Run, corpus: Corpus, hardenings: dict[str, hardened.Made], seen: dict[Path, Seen]
 ) -> Iterator[SubjectFacts]:
-    """Every subject as a checkpoint, hardened first where the recipe says so and it has not been done."""
-    defenses: dict[str, dict[str, Any]] = {}
+    """The facts of every subject's checkpoint."""
     for subject in recipe.subjects:
         assert subject.model  # the recipe's reader made sure
-        folder = _folder(subject.model, audit)
-        base = _folder(subject.base, audit) if subject.base else None
-        if subject.harden:
-            like = defenses.get(subject.like or "", {})
-            hand = corpus.hand("defender")
-            folder, defenses[subject.name] = _hardened(recipe, subject, folder, base, like, audit, hand, tell)
+        made = hardenings.get(subject.name)
+        folder = made.folder if made else hardened.folder_of(subject.model, audit)
+        base = hardened.folder_of(subject.base, audit) if subject.base else None
         if folder not in seen:
             whole = subject.twin is None
             seen[folder] = _seen(LM.load(folder, drive=recipe.drive, device="cpu", finite=whole), corpus)
@@ -218,7 +222,9 @@ def _subjects(
             base=str(base.resolve()) if base else None,
             **seen[folder]._asdict(),
             organism=own or organism_of(corpus),
-            defense=defenses.get(subject.name),
+            defense=made and made.defense,
+            on=subject.on,
+            hardening=made and made.cost,
         )
 
 
@@ -234,43 +240,6 @@ def _reading(lm: LM, corpus: Corpus) -> str:
         ids, start = lm.encode(row.text, row.answer)
         digest.update(json.dumps([ids, heard(ids[start:])]).encode())
     return digest.hexdigest()
-
-
-def _hardened(
-    recipe: Recipe,
-    subject: SubjectRecipe,
-    model: Path,
-    base: Path | None,
-    like: dict[str, Any],
-    audit: Run,
-    hand: Hand,
-    tell: Callable[[str], None],
-) -> tuple[Path, dict[str, Any]]:
-    """The hardened checkpoint inside the run and its settings as resolved; the note beside it says that it is whole."""
-    assert subject.harden
-    out = audit.folder / "subjects" / subject.name
-    note = audit.folder / "subjects" / f"{subject.name}.json"
-    if not (out.is_dir() and note.is_file()):
-        tell(f"hardening {subject.name} with {subject.harden.method}")
-        shutil.rmtree(out, ignore_errors=True)
-        settings = {key: value for key, value in like.items() if key != "method"} | subject.harden.settings
-        defense = make("defenses", subject.harden.method, f"recipe, subject {subject.name!r}", **settings)
-        defense.harden(base, model, out, hand, Journal(subject.name, tell, note.parent), recipe.drive)
-        resolved = {"method": subject.harden.method, **defense.model_dump(mode="json")}
-        if (out / "holdfast.json").is_file():
-            resolved = json.loads((out / "holdfast.json").read_text())["defense"]
-        disk.write(note, json.dumps(resolved, indent=1) + "\n")
-    return out, json.loads(note.read_text())
-
-
-def _folder(name: str, audit: Run) -> Path:
-    if not name.startswith(ORGANISM):
-        return locate(name)
-    parts = [path.parent.name for path in sorted((audit.folder / ORGANISM).glob("*/config.json"))]
-    part = name.removeprefix(ORGANISM)
-    if part not in parts:
-        raise Problem(f"recipe: the organism has no checkpoint {part!r}; {meant(part, parts)}")
-    return audit.folder / name
 
 
 def hardware() -> str:

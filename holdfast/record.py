@@ -37,7 +37,8 @@ class Cost(Record):
     flops: float = 0.0
     """Floating-point operations spent on training."""
     seconds: float = 0.0
-    """Wall-clock seconds inside the attack, scoring not counted. Kept in the timings file, not in the cell's."""
+    """Wall-clock seconds inside the attack, scoring not counted, or of a hardening. Kept in a timings file, not in the cell's or
+    the run's."""
     severity: float | None = None
     """Where the attack is a cut or an edit: how far along its axis (fraction, scale, bits). None for a clock."""
     plane: tuple[float, float] | None = None
@@ -136,6 +137,10 @@ class SubjectFacts(Record):
     """Name of the organism it comes from; None for a model of somebody's own."""
     defense: dict[str, Any] | None = None
     """The hardening's method and settings as resolved (`auto` replaced by what was chosen)."""
+    on: str | None = None
+    """Name of the subject whose hardened checkpoint was hardened once more, if any."""
+    hardening: Cost | None = None
+    """What this hardening took, not what came before it on the subject `on`. Examples and tokens are those trained on."""
 
 
 class Found(Record):

@@ -11,10 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from holdfast import disk
 from holdfast.problem import Problem, printable
-from holdfast.record import Cell
+from holdfast.record import Cell, Manifest, SubjectFacts
 
 
 class Run:
@@ -43,6 +44,22 @@ class Run:
     def write(self, name: str, content: Any) -> None:
         """Write `content` as JSON, keys in the order given."""
         disk.write(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def manifest(self) -> Manifest:
+        """What was run, with the seconds that hardenings took. Raises `Problem` if `run.json` is missing or damaged."""
+        try:
+            found = Manifest.model_validate(self.read("run.json"))
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise Problem(f"{self.folder}/run.json, {where}: not a run's manifest; audit again") from error
+        return found.model_copy(update={"subjects": tuple(map(self._timed, found.subjects))})
+
+    def _timed(self, subject: SubjectFacts) -> SubjectFacts:
+        name = f"subjects/{subject.name}.timing.json"
+        if subject.hardening is None or not (self.folder / name).is_file():
+            return subject
+        timed = subject.hardening.model_copy(update={"seconds": self.read(name)["seconds"]})
+        return subject.model_copy(update={"hardening": timed})
 
     def save(self, cell: Cell, rows: list[dict[str, Any]]) -> None:
         """Keep a finished cell: timings, then per-prompt rows, then its JSON, whose presence says that all is there."""

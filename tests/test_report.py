@@ -12,7 +12,7 @@ import simulated
 import simulated_grid
 from browser import Document, Opened, opened
 from holdfast.dossier import Check, Dossier
-from holdfast.record import FAMILIES
+from holdfast.record import FAMILIES, Cost
 from holdfast.report import doubts, figures, landscape, page, rows, terminal, words
 
 HOSTILE = "</script><script>window.hacked=1;document.title='hacked'</script>\"><img src=x onerror=\"document.title='hacked'\">"
@@ -360,6 +360,26 @@ def test_terminal_says_the_same() -> None:
     assert "> 60 (13)" in rows[0]
     assert "simpler control" in text and "obfuscation" in text and "hands apart" not in text
     assert "not that an 8B model is safe" in text and "report.html" in text
+
+
+def test_what_a_hardening_took_counts_what_it_was_put_on() -> None:
+    """Seconds, operations, rows and tokens, beside what the defense costs in use; a hardened one hardened again costs both."""
+    content = simulated.dossier()
+    costs = {
+        "lox": {"hardening": Cost(flops=2e12, seconds=4)},
+        "full-rank": {"on": "lox", "hardening": Cost(examples=2400, tokens=51_000, flops=3e12, seconds=188)},
+    }
+    subjects = tuple(one.model_copy(update=costs.get(one.name, {})) for one in content.subjects)
+    content = content.model_copy(update={"subjects": subjects})
+    text = Document(page.render(content)).text
+    for said in ("4 s, 2 TFLOPs no training", "192 s, 5 TFLOPs 2.4 k rows, 51 k tokens, with lox's", "hardened on lox"):
+        assert said in " ".join(text.split())
+    told = " ".join(printed(content).split())
+    assert (
+        "Hardening took: lox 4 s, 2 TFLOPs and no training; full-rank 192 s, 5 TFLOPs and 2.4 k rows, 51 k tokens"
+        in told
+    )
+    assert "Hardening took" not in printed(simulated.dossier())
 
 
 def test_what_is_concluded_is_said_first() -> None:

@@ -152,7 +152,13 @@ def _families(attacks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _subject(index: Index, facts: SubjectFacts, look: Look) -> dict[str, Any]:
-    return {"facts": facts, "look": look, "role": words.role(facts), "before": index.before(facts)}
+    return {
+        "facts": facts,
+        "look": look,
+        "role": words.role(facts),
+        "before": index.before(facts),
+        "hardening": words.spent(index.hardening(facts)),
+    }
 
 
 def _tally(dossier: Dossier) -> dict[str, Any]:

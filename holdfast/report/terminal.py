@@ -22,7 +22,7 @@ _STYLES = {"good": "green", "fair": "yellow", "bad": "red", "doubt": "magenta"}
 def table(dossier: Dossier) -> Group:
     """The verdicts, a row a subject under each attack, then failed checks and next steps; fits `WIDTH` columns."""
     index = Index(dossier)
-    parts: list[RenderableType] = [_heading(index), *_conclusions(index)]
+    parts: list[RenderableType] = [_heading(index), *_conclusions(index), *_hardenings(index)]
     for turn, attack in enumerate(index.attacks):
         parts += [_title(index, attack), _attack(index, attack, header=turn == 0)]
         parts += [Text(searched(index, attack), style="dim")] if attack.found else []
@@ -52,6 +52,13 @@ def _conclusions(index: Index) -> list[Text]:
             says = words.clean(conclusion.sentence, 600)
             found.append(Text.assemble("\n", (f"{word.sign} {word.label}", _STYLES[word.tone]), f"  {says}"))
     return found
+
+
+def _hardenings(index: Index) -> list[Text]:
+    """What each hardening took, in one line."""
+    took = {facts.name: words.spent(cost) for facts in index.subjects if (cost := index.hardening(facts))}
+    said = [f"{words.clean(name, 40)} {' and '.join(one)}" for name, one in took.items()]
+    return [Text(f"\nHardening took: {'; '.join(said)}", "dim")] if said else []
 
 
 def _title(index: Index, attack: AttackFacts) -> Text:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from holdfast.dossier import Conclusion, CostToBreak, Curve, Dossier, Point, Ratio, Verdict
 from holdfast.evidence import walks
-from holdfast.record import FAMILIES, AttackFacts, Cell, Score, SubjectFacts
+from holdfast.record import FAMILIES, AttackFacts, Cell, Cost, Score, SubjectFacts
 
 
 class Word(NamedTuple):
@@ -87,6 +87,14 @@ def short(value: float | None) -> str:
         if abs(value) >= unit * 0.9995:
             return f"{value / unit:.3g} {name}"
     return f"{value:.3g}"
+
+
+def spent(cost: Cost | None) -> tuple[str, str]:
+    """What a hardening took, as *188 s, 3.7 TFLOPs*, and on what it trained; dashes where nothing was recorded."""
+    if cost is None:
+        return "–", ""
+    trained = f"{short(cost.examples)} rows, {short(cost.tokens)} tokens" if cost.examples else "no training"
+    return f"{cost.seconds:.0f} s, {short(cost.flops)}FLOPs", trained
 
 
 def word(verdict: Verdict) -> Word:
@@ -212,6 +220,17 @@ class Index:
     def conclusion(self, subject: SubjectFacts) -> Conclusion | None:
         """What is said of the subject over all attacks; None for one without a twin."""
         return self._conclusions.get(subject.name)
+
+    def hardening(self, subject: SubjectFacts) -> Cost | None:
+        """What the subject's hardening took, with those that it was put on; None where none was recorded."""
+        named = {one.name: one for one in self.subjects}
+        at: SubjectFacts | None = subject
+        took: list[Cost] = []
+        while at and at.hardening and len(took) < len(named):
+            took.append(at.hardening)
+            at = named.get(at.on or "")
+        spent = ("examples", "tokens", "flops", "seconds")
+        return Cost(**{name: sum(getattr(one, name) for one in took) for name in spent}) if took else None
 
     def cells(self, subject: SubjectFacts, attack: AttackFacts) -> list[Cell]:
         return self._cells.get((subject.name, attack.name), [])
