@@ -20,6 +20,9 @@ LOX = {"name": "lox", "twin": "twin", "harden": {"method": "lox", "rank": 2, "st
 TWIN = {"name": "twin", "model": "owner/model", "base": "owner/base"}
 
 
+EXAMPLES = sorted((Path(recipe.__file__).parent.parent / "examples").glob("*.toml"))
+
+
 def load(folder: Path, *sets: str, **changes: object) -> Recipe:
     return recipe.load(audits.write(folder, HERE, **{"attacks": [ATTACK]} | changes), sets)
 
@@ -28,6 +31,12 @@ def refused(folder: Path, *sets: str, **changes: object) -> str:
     with pytest.raises(Problem) as caught:
         load(folder, *sets, **changes)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_recipes(path: Path) -> None:
+    found = recipe.load(path)
+    assert recipe.dump(recipe.resolved(recipe.dump(found), path)) == recipe.dump(found)
 
 
 class TestSpelledOut:
@@ -58,6 +67,14 @@ class TestSpelledOut:
         demo = recipe.load(DEMO)
         assert demo.subject("expo").harden.settings == {"part": "full"}
         assert demo.organism.settings["seed"] == 0
+
+    def test_a_hardened_one_is_hardened_again(self, tmp_path: Path) -> None:
+        again = {"name": "again", "on": "lox", "harden": {"method": "lox", "rank": 1, "strength": 0.1}}
+        found = load(tmp_path, subjects=[TWIN, LOX, again])
+        one, other = found.subject("lox"), found.subject("again")
+        assert (other.model, other.base, other.twin, other.on) == (one.model, one.base, "twin", "lox")
+        content = recipe.dump(found)
+        assert recipe.dump(recipe.resolved(json.loads(json.dumps(content)), tmp_path / "recipe.toml")) == content
 
     def test_paths_are_beside_the_recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "aligned").mkdir()
@@ -142,6 +159,20 @@ class TestRefused:
             ({"subjects": [LOX | {"twin": "lox"}]}, "no subject 'lox' stands before it"),
             ({"subjects": [TWIN, LOX | {"like": "expo"}]}, "like: no subject 'expo' stands before it"),
             ({"subjects": [TWIN, LOX | {"like": "twin"}]}, "'twin' is not hardened by the same method"),
+            ({"subjects": [TWIN, LOX | {"on": "tar"}]}, "on: no subject 'tar' stands before it"),
+            ({"subjects": [TWIN, LOX | {"on": "lox"}]}, "on: no subject 'lox' stands before it"),
+            (
+                {"subjects": [TWIN, LOX | {"on": "twin"}]},
+                "on: 'twin' is not hardened itself; name its checkpoint as model",
+            ),
+            (
+                {"subjects": [TWIN, LOX, {"name": "b", "on": "lox"}]},
+                "on: says on what to harden it, but not how; add harden",
+            ),
+            (
+                {"subjects": [TWIN, LOX, LOX | {"name": "b", "on": "lox", "model": "owner/other"}]},
+                "on: starts from what 'lox' was hardened into; leave out model",
+            ),
             ({"subjects": [{"name": "twin"}]}, "gives neither model nor twin"),
             ({"subjects": [{"model": "x"}]}, "lacks 'subjects.0.name'; add it"),
             ({"subjects": [TWIN | {"model": "organism/aligned"}]}, "no part of an organism of this recipe"),
