@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         message = f"holdfast: {printable(problem)}"
         print(wrapped(message, "  ") if sys.stderr.isatty() else message, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("holdfast: stopped; finished cells are kept, the same command goes on from there", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        kept = str(stop) or "finished cells are kept, the same command goes on from there"
+        print(f"holdfast: stopped; {kept}", file=sys.stderr)
         return 130

@@ -1,9 +1,12 @@
 """The commands: arguments in, rooms called in order, a table and the paths of what was written out."""
 
+import contextlib
 import importlib.resources
 import json
 import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +17,7 @@ from rich.console import Console
 from tyro.conf import DisallowNone
 
 from holdfast import audit as auditing
-from holdfast import catalogue, disk, plan, pooled, recipe, trial, verdict
+from holdfast import catalogue, disk, plan, pooled, recipe, spent, trial, verdict
 from holdfast import method as methods
 from holdfast import search as searching
 from holdfast.checkpoint import locate
@@ -29,6 +32,7 @@ from holdfast.quiet import quiet
 from holdfast.recipe import ORGANISM, Recipe
 from holdfast.record import FAMILIES
 from holdfast.report import page, terminal
+from holdfast.report.words import spent as took
 from holdfast.run import Run
 from holdfast.tier import audit as tiered
 
@@ -142,10 +146,35 @@ def harden(words: list[str]) -> int:
     places, defense = _method("defenses", "harden", Places, words)
     base = locate(places.base) if places.base else None
     hand = Corpus.load(places.corpus).hand("defender") if places.corpus else None
-    drive = Drive(template=places.template)
-    defense.harden(base, locate(places.model), places.out, hand, Journal(words[0], _say), drive)
+    model, drive = locate(places.model), Drive(template=places.template)
+    disk.refuse_taken(places.out)
+    with _resumable(places.out) as aside, spent.counted(aside / "spent.json") as count:
+        defense.harden(base, model, places.out, hand, Journal(Path(words[0]).stem, _say, aside), drive)
+    _say(f"hardening took {', '.join(took(count.cost))}")
     _say(f"hardened checkpoint: {places.out}")
     return 0
+
+
+@contextlib.contextmanager
+def _resumable(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what a hardening needs to go on after a kill; deleted when it is done, or nothing is in it.
+
+    Raises:
+        KeyboardInterrupt: passed on, and says what the same command will do.
+    """
+    aside = disk.private(Path(os.path.abspath(out)).parent / f".{out.name}.work")
+    with disk.alone(aside):
+        try:
+            yield aside
+        except BaseException as end:
+            kept = any(aside.glob("*.safetensors"))
+            if not kept:
+                shutil.rmtree(aside)
+            if isinstance(end, KeyboardInterrupt):
+                where = "goes on from where it was last saved" if kept else "begins anew: nothing was saved yet"
+                raise KeyboardInterrupt(f"the same command {where}") from None
+            raise
+        shutil.rmtree(aside)
 
 
 def judge(words: list[str]) -> int:

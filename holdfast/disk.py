@@ -73,6 +73,13 @@ def write(path: Path, content: str | bytes) -> None:
             raise
 
 
+def refuse_taken(folder: Path) -> None:
+    """Raises `Problem` if a folder cannot appear here, because there is something."""
+    with explained(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise Problem(f"{folder}: already there and not empty; choose another folder or delete it")
+
+
 @contextlib.contextmanager
 def whole(folder: Path) -> Iterator[Path]:
     """Yield a fresh folder to fill; on success it becomes `folder`, on any error it is deleted.
@@ -81,8 +88,7 @@ def whole(folder: Path) -> Iterator[Path]:
         Problem: `folder` exists and is not empty, or cannot be written.
     """
     with explained(folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise Problem(f"{folder}: already there and not empty; choose another folder or delete it")
+        refuse_taken(folder)
         private(folder.parent)
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:

@@ -106,7 +106,7 @@ class Places:
     model: str
     """Checkpoint to harden: a folder or a hub id."""
     out: Path
-    """Folder for the hardened checkpoint."""
+    """Folder for the hardened checkpoint. After an interruption the same command goes on."""
     base: Annotated[str | None, Unset] = None
     """The checkpoint from before its alignment; needed by defenses that read it."""
     corpus: Annotated[Path | None, Unset] = None

@@ -9,7 +9,7 @@ import pytest
 
 import audits
 import tiny
-from holdfast import audit, disk, hardened, processes, recipe
+from holdfast import audit, cli, disk, hardened, hardening, processes, recipe
 from holdfast.corpus import Corpus
 from holdfast.hardened import Made
 from holdfast.problem import Problem
@@ -132,3 +132,60 @@ def test_one_that_dies_is_tried_once_more(tmp_path: Path, made: tiny.Made) -> No
     with pytest.raises(Problem, match="subject 'shy': hardening died, its process ended with code -9"):
         run(path, tmp_path / "other", 2)
     assert not list((tmp_path / "other").glob("subjects/*.json"))
+
+
+class TestCommand:
+    """`holdfast harden`, stopped in the middle."""
+
+    WORDS: tuple[object, ...] = (
+        *("harden", "tar", "--steps", 4, "--inner-steps", 2, "--stride", 2, "--batch", 4, "--looked", 4, "--varied", 4),
+        *("--warmup", 0, "--learning-rate", 1e-3),
+    )
+
+    def words(self, made: tiny.Made, corpus: Path, out: Path) -> list[str]:
+        return [*map(str, self.WORDS), "--model", str(made.aligned), "--corpus", str(corpus), "--out", str(out)]
+
+    @pytest.mark.parametrize("saved", [True, False])
+    def test_it_goes_on_as_if_it_had_not_been(
+        self,
+        tmp_path: Path,
+        made: tiny.Made,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        saved: bool,
+    ) -> None:
+        tiny.corpus().save(tmp_path / "corpus.jsonl")
+        whole, resumed = (self.words(made, tmp_path / "corpus.jsonl", tmp_path / name) for name in ("whole", "resumed"))
+        assert cli.main(whole) == 0
+        monkeypatch.setattr(hardening, "SAVED_EVERY", 0.0 if saved else 1e9)
+        advance, left = hardening.Walk._advance, 2
+
+        def stopped(walk: hardening.Walk) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            advance(walk)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(hardening.Walk, "_advance", stopped)
+            assert cli.main(resumed) == 130
+        says = "goes on from where it was last saved" if saved else "begins anew: nothing was saved yet"
+        assert capsys.readouterr().err.splitlines()[-1] == f"holdfast: stopped; the same command {says}"
+        assert [path.name for path in tmp_path.glob(".*")] == [".resumed.work"] * saved
+        if saved:
+            assert set().union(*tiny.modes(tmp_path / ".resumed.work").values()) == {0o700, 0o600}
+        assert cli.main(resumed) == 0
+        told = capsys.readouterr().out
+        assert ("resumed 2" in told) == saved and "hardening took" in told
+        assert not list(tmp_path.glob(".*"))
+        files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
+        assert files[0] == files[1]
+
+    def test_a_folder_that_is_taken_is_refused_before_the_work(
+        self, tmp_path: Path, made: tiny.Made, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hardening.Walk, "steps", pytest.fail)
+        tiny.corpus().save(tmp_path / "corpus.jsonl")
+        assert cli.main(self.words(made, tmp_path / "corpus.jsonl", tmp_path)) == 2
+        assert "already there and not empty" in capsys.readouterr().err
