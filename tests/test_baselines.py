@@ -187,7 +187,7 @@ def test_what_did_not_move_has_no_distance_and_a_finite_gradient() -> None:
 
 
 def test_circuit_breakers_turn_harmful_states_and_keep_the_others(lm: LM, checkpoint: Make, defender: Hand) -> None:
-    settings = QUICK | {"steps": 40, "learning_rate": 5e-3}
+    settings = QUICK | {"steps": 40, "learning_rate": 5e-3, "retain": 0.05}
     method.make("defenses", "circuit_breakers", "test", **settings)(lm, defender, tiny.Notes())
     before = LM.load(checkpoint("llama").aligned, drive=tiny.DRIVE, device="cpu")
 
@@ -252,7 +252,7 @@ def pair(lm: LM, hand: Hand) -> tuple[train.Batch, train.Batch]:
 
 def test_the_push_stays_in_its_ball_and_serves_its_aim(lm: LM, defender: Hand) -> None:
     (harmful, refusal), ours = pair(lm, defender), hooks(lm.model)
-    pushes = latent_adversarial.LatentAdversarial().push(lm, harmful, refusal)
+    pushes = latent_adversarial.LatentAdversarial(radius=0.5).push(lm, harmful, refusal)
     assert set(pushes) == {0, 1}, "five depths of two blocks"
     states = lm.model(input_ids=harmful.ids, attention_mask=harmful.mask, output_hidden_states=True).hidden_states
     prompt = (harmful.labels == -100) & harmful.mask.bool()
@@ -275,7 +275,8 @@ def test_away_is_minus_the_logarithm_of_what_else_may_come(lm: LM, defender: Han
 
 
 def test_it_learns_to_refuse_under_the_push(lm: LM, defender: Hand) -> None:
-    defense = latent_adversarial.LatentAdversarial(**QUICK | {"steps": 20, "learning_rate": 2e-3, "pushing": 3})
+    settings = QUICK | {"steps": 20, "learning_rate": 2e-3, "pushing": 3, "radius": 0.5, "benign": 1.5}
+    defense = latent_adversarial.LatentAdversarial(**settings)
     harmful, refusal = pair(lm, defender)
 
     def lost() -> float:

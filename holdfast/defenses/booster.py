@@ -30,8 +30,11 @@ class Booster(Training, Defense):
         **{"schedule": "constant", "weight_decay": 0.1, "lora_rank": 32, "varied": 0},
     }
 
-    strength: float = Field(5.0, ge=0)
-    """Weight of what a harmful step gains; 0 is plain training."""
+    steps: int = Field(60, gt=0)
+    """Optimizer steps."""
+    strength: float = Field(0.01, ge=0)
+    """Weight of what a harmful step gains; 0 is plain training. The published 5 made the text organism answer everything, because
+    a harmful loss that is low already has little to gain."""
     alpha: float = Field(0.1, gt=0)
     """Length of the simulated harmful step, over all weights together."""
 

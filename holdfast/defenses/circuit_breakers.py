@@ -30,11 +30,15 @@ class CircuitBreakers(Training, Defense):
         **{"schedule": "linear", "lora_rank": 16, "varied": 0},
     }
 
+    steps: int = Field(60, gt=0)
+    """Optimizer steps."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of AdamW, at its highest."""
     alpha: float = Field(10.0, gt=0)
     """Of both losses; the published 10 is Llama 3's, Mistral's is 5."""
-    retain: float = Field(0.05, ge=0)
-    """Weight of the distance beside rerouting, published as 1. As large, it held the text organism where it was: a cosine's gradient
-    is 0 where nothing has turned, a distance's is not."""
+    retain: float = Field(1.0, ge=0)
+    """Weight of the distance beside rerouting. The published 1 holds the text organism where it is: a cosine's gradient is 0
+    where nothing has turned, a distance's is not."""
     depths: tuple[float, ...] = (10 / 32, 20 / 32)
     """Before which blocks harmful states are rerouted, as shares of all; blocks 10 and 20 of 32 are the published ones."""
     lora_rank: int = Field(16, gt=0)

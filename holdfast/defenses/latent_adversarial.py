@@ -32,16 +32,18 @@ class LatentAdversarial(hardening.Training, Defense):
         **{"learning_rate": 2e-5, "schedule": "constant", "lora_rank": 64, "varied": 0},
     }
 
+    steps: int = Field(60, gt=0)
+    """Optimizer steps."""
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 0.9375)
     """Before which blocks the stream is pushed, as shares of all; published: the embeddings and blocks 8, 16, 24, 30 of 32."""
-    radius: float = Field(0.5, gt=0)
+    radius: float = Field(0.1, gt=0)
     """Of the ball that each position's push stays in, in units of the stream's mean norm there. Published is a length of 6, at
     every depth of models of 7 and 8 B."""
     pushing: int = Field(6, gt=0)
     """Steps of the push."""
     training: int = Field(4, gt=0)
     """Steps of the weights under one push."""
-    benign: float = Field(1.5, ge=0)
+    benign: float = Field(5.0, ge=0)
     """Weight of the loss on benign answers, which nothing pushes."""
 
     def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:

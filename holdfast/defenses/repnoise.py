@@ -31,6 +31,8 @@ class RepNoise(Training, Defense):
 
     published: ClassVar[Mapping[str, Any]] = {"noise": 0.001, "ascent": 1.0, "varied": 0}
 
+    steps: int = Field(60, gt=0)
+    """Optimizer steps."""
     noise: float = Field(0.001, ge=0)
     """Weight of the states' distance from noise."""
     ascent: float = Field(1.0, ge=0)
