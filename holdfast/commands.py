@@ -17,7 +17,7 @@ from rich.console import Console
 from tyro.conf import DisallowNone
 
 from holdfast import audit as auditing
-from holdfast import catalogue, disk, plan, pooled, recipe, spent, trial, verdict
+from holdfast import catalogue, disk, plan, pooled, recipe, shards, spent, trial, verdict
 from holdfast import method as methods
 from holdfast import search as searching
 from holdfast.checkpoint import locate
@@ -144,14 +144,23 @@ def method(words: list[str]) -> int:
 
 def harden(words: list[str]) -> int:
     places, defense = _method("defenses", "harden", Places, words)
+    if places.plan:
+        for line in defense.planned(places.model, places.length, places.answer, places.gpus, places.card):
+            _say(line)
+        return 0
+    if places.out is None:
+        raise Problem("harden: says not where the hardened checkpoint goes; give --out")
+    shards.join()
+    say = _say if shards.rank() == 0 else lambda line: None
     base = locate(places.base) if places.base else None
     hand = Corpus.load(places.corpus).hand("defender") if places.corpus else None
     model, drive = locate(places.model), Drive(template=places.template)
     disk.refuse_taken(places.out)
-    with _resumable(places.out) as aside, spent.counted(aside / "spent.json") as count:
-        defense.harden(base, model, places.out, hand, Journal(Path(words[0]).stem, _say, aside), drive)
-    _say(f"hardening took {', '.join(took(count.cost))}")
-    _say(f"hardened checkpoint: {places.out}")
+    with _resumable(places.out) as aside, spent.counted(aside / f"spent-{shards.rank()}.json") as count:
+        defense.harden(base, model, places.out, hand, Journal(Path(words[0]).stem, say, aside), drive)
+    say(f"hardening took {', '.join(took(count.cost))}")
+    say(f"hardened checkpoint: {places.out}")
+    shards.leave()
     return 0
 
 
@@ -163,6 +172,9 @@ def _resumable(out: Path) -> Iterator[Path]:
         KeyboardInterrupt: passed on, and says what the same command will do.
     """
     aside = disk.private(Path(os.path.abspath(out)).parent / f".{out.name}.work")
+    if shards.rank():
+        yield aside  # the first process looks after it
+        return
     with disk.alone(aside):
         try:
             yield aside

@@ -16,7 +16,7 @@ from peft import PeftModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from holdfast import finetuning, moved, resume, selftaught, train
+from holdfast import finetuning, moved, resume, selftaught, shards, thrift, train
 from holdfast.corpus import Hand, Row
 from holdfast.lm import LM
 from holdfast.method import Log, Settings
@@ -126,8 +126,8 @@ class Training(Settings):
         return train.batches(lm, train.encode(lm, rows), self.batch, self.steps, self.seed)
 
     @contextmanager
-    def hardening(self, lm: LM, log: Log) -> Iterator["Walk"]:
-        """Inside, `lm` has what is trained; afterwards it is a plain model again.
+    def hardening(self, lm: LM, log: Log, memory: thrift.Memory = thrift.Memory()) -> Iterator["Walk"]:
+        """Inside, `lm` has what is trained, in slices over all processes; afterwards it is a plain model again.
 
         Raises:
             Problem: a weight is not finite in the end.
@@ -136,9 +136,14 @@ class Training(Settings):
         if self.lora_rank:
             finetuning.adapt(lm, "lora", self.lora_rank, self.seed)
         lm.model.eval()
-        walk = Walk(self, lm, log)
-        yield walk
-        walk.forget()
+        mark = lm.hash() if log.folder else ""
+        with memory.frugal(lm.model):
+            whole = shards.spread(lm.model)
+            walk = Walk(self, lm.model, log, memory, mark)
+            with walk.masters.lowered(lm.model):
+                yield walk
+            walk.forget()
+        lm.model = whole()
         if isinstance(lm.model, PeftModel):
             lm.model = moved.settled(lm.model)
             lm.model.requires_grad_(True)
@@ -149,18 +154,21 @@ class Training(Settings):
 class Walk:
     """Optimizer steps along the gradients that lie in the weights. Where the log has a folder, an interrupted walk goes on."""
 
-    def __init__(self, training: Training, lm: LM, log: Log):
+    def __init__(self, training: Training, model: nn.Module, log: Log, memory: thrift.Memory, mark: str):
         self.training, self.log, self.taken = training, log, 0
-        self.weights = [weight for weight in lm.model.parameters() if weight.requires_grad]
-        mark = hashlib.sha256(f"{training.model_dump_json()} {lm.hash()}".encode()).hexdigest()[:16]
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.masters = thrift.Masters(self.weights, memory)
+        mark = hashlib.sha256(f"{training.model_dump_json()} {mark}".encode()).hexdigest()[:16]
+        mark += f"-{shards.rank()}-of-{shards.size()}" if shards.size() > 1 else ""
         self._state = log.folder / f".{training.name}-{mark}.safetensors" if log.folder else None
-        self.optimizer = train.make_optimizer(self.weights, "adamw", training.learning_rate, training.weight_decay)
+        self.optimizer = train.make_optimizer(self.masters.own, "adamw", training.learning_rate, training.weight_decay)
         self.schedule = train.make_schedule(self.optimizer, training.schedule, training.warmup, training.total)
         self._saved = time.monotonic()
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps still to be taken, from 0 or from where an interrupted walk was saved."""
-        if self._state and (done := resume.load(self._state, self.weights, self.optimizer)):
+        if self._state and (done := resume.load(self._state, self.masters.own, self.optimizer)):
+            self.masters.give()
             self.log.metrics(resumed=done)
             while self.taken < done:
                 self._advance()
@@ -168,7 +176,8 @@ class Walk:
 
     def norm(self) -> float:
         """Euclidean norm of the gradients that lie in the weights."""
-        return float(nn.utils.get_total_norm([weight.grad for weight in self.weights if weight.grad is not None]))
+        gradients = [shards.local(weight.grad) for weight in self.weights if weight.grad is not None]
+        return float(shards.norm(gradients, parts=True))
 
     def step(self, **losses: float | Tensor) -> None:
         """Take one step, and say from time to time what was measured before it.
@@ -176,19 +185,20 @@ class Walk:
         Raises:
             Problem: a loss, or the gradient, is not finite.
         """
-        norm = nn.utils.clip_grad_norm_(self.weights, CLIP)
-        losses |= {"gradient": norm}
-        told = {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in losses.items()}
+        self.masters.take()
+        norm = shards.clip([own.grad for own in self.masters.own if own.grad is not None], CLIP, parts=True)
+        told = {name: shards.told(value) for name, value in losses.items()} | {"gradient": float(norm)}
         if wrong := [name for name, value in told.items() if not math.isfinite(value)]:
             what = f"{wrong[0]} is not finite at step {self.taken + 1} of {self.training.total}"
             raise Problem(f"{self.training.name}: {what}; nothing is saved. Lower learning_rate")
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.masters.give()
         self._advance()
         if self.taken % max(1, self.training.total // TOLD) == 0 or self.taken == self.training.total:
             self.log.metrics(step=self.taken, **told)
         if self._state and time.monotonic() - self._saved >= SAVED_EVERY:
-            resume.save(self._state, self.taken, self.weights, self.optimizer)
+            resume.save(self._state, self.taken, self.masters.own, self.optimizer)
             self._saved = time.monotonic()
 
     def forget(self) -> None:

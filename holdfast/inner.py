@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from holdfast import finetuning, train
+from holdfast import finetuning, shards, thrift, train
 from holdfast.lm import LM
 from holdfast.method import Settings
 
@@ -49,6 +49,11 @@ class Family(Settings):
             raise ValueError("give the lowest rate, above 0, and then the highest")
         return rates
 
+    def largest(self) -> train.Adversary:
+        """The one that takes most memory."""
+        ranks = {"lora_rank": max(self.lora_rank)} if self.lora_rank else {}
+        return train.Adversary(data=self.data, optimizer=self.optimizer, batch=max(self.batch), **ranks)
+
     def draw(self, chance: random.Random, steps: int) -> train.Adversary:
         """One adversary of this family that takes `steps` steps."""
         low, high = map(math.log, self.learning_rate)
@@ -67,13 +72,26 @@ class Family(Settings):
         )
 
 
+FAMILIES = (
+    Family(learning_rate=(1e-4, 2e-3), batch=(10,)),
+    Family(optimizer="sgd", learning_rate=(0.1, 0.5), batch=(10,)),
+)
+"""Who trains all weights by one of two optimizers, at rates for the text organism, 160 wide; wider models want lower ones."""
+
+
 def drawn(families: Sequence[Family], chance: random.Random, steps: int) -> train.Adversary:
     """An adversary of one of the families, as often as its share says."""
     family = chance.choices(families, [one.share for one in families])[0]
     return family.draw(chance, steps)
 
 
-def attack(lm: LM, adversary: train.Adversary, work: Iterable[train.Batch], seed: int) -> Iterator[int]:
+def attack(
+    lm: LM,
+    adversary: train.Adversary,
+    work: Iterable[train.Batch],
+    seed: int,
+    memory: thrift.Memory = thrift.Memory(),
+) -> Iterator[int]:
     """Take the adversary's steps one by one; yields how many were taken, 0 first.
 
     Where it yields, a backward pass reaches every weight that could be trained before, also those beneath an adapter, and finds
@@ -85,16 +103,21 @@ def attack(lm: LM, adversary: train.Adversary, work: Iterable[train.Batch], seed
         torch.manual_seed(seed)
         finetuning.adapt(lm, adversary.peft, adversary.lora_rank, seed)
         lm.model.eval()
+    adapted = lm.model
     trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
-    optimizer = train.make_optimizer(trained, adversary.optimizer, adversary.learning_rate)
+    if shards.size() > 1:
+        lm.model = bare  # adapters lie in it, and PEFT's forward passes by what makes slices whole
+    optimizer = memory.optimizer(trained, adversary.optimizer, adversary.learning_rate, seed)
     schedule = train.make_schedule(optimizer, adversary.schedule, adversary.warmup, adversary.steps)
     try:
         yield 0
         for taken, batch in enumerate(work, 1):
-            if lm.model is not bare:
+            if adapted is not bare:
                 _trainable(weights, False)
             train.answer_loss(lm.model, batch).backward()
-            nn.utils.clip_grad_norm_(trained, adversary.clip)
+            shards.agree(trained)
+            gradients = [shards.local(weight.grad) for weight in trained if weight.grad is not None]
+            shards.clip(gradients, adversary.clip, shards.sliced(trained[0]))
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -102,8 +125,8 @@ def attack(lm: LM, adversary: train.Adversary, work: Iterable[train.Batch], seed
             yield taken
             optimizer.zero_grad()  # adapters have gradients from the look
     finally:
-        if lm.model is not bare:
-            lm.model = lm.model.unload()
+        if adapted is not bare:
+            lm.model = adapted.unload()
         _trainable(weights, True)
 
 
@@ -113,45 +136,54 @@ def _trainable(weights: Iterable[nn.Parameter], wanted: bool) -> None:
 
 
 @contextmanager
-def kept(weights: Sequence[nn.Parameter], offload: bool = False) -> Iterator[None]:
-    """Whatever happens to the weights inside, they are the same afterwards, bit for bit. `offload`: the copy lies on the host."""
-    copies = [_aside(weight.detach(), offload) for weight in weights]
+def kept(weights: Sequence[nn.Parameter], masters: Sequence[Tensor] | None = None) -> Iterator[None]:
+    """Whatever happens to the weights inside, they are the same afterwards, bit for bit.
+
+    Args:
+        masters: what they were made of, where that is at hand; else they are copied.
+    """
+    copies = [shards.local(weight).clone() for weight in weights] if masters is None else masters
     try:
         yield
     finally:
         with torch.no_grad():
             for weight, copy in zip(weights, copies, strict=True):
-                weight.copy_(copy, non_blocking=True)
-
-
-def _aside(tensor: Tensor, offload: bool) -> Tensor:
-    """A copy of a tensor, on its own device or in pinned memory of the host."""
-    if not offload:
-        return tensor.clone()
-    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor)
+                shards.local(weight).copy_(copy, non_blocking=True)
 
 
 class Gathered:
-    """A weighted sum of gradients that were taken at other weights than they will be used at; in fp32."""
+    """A weighted sum of gradients that were taken at other weights than they will be used at; in fp32, beside the masters."""
 
-    def __init__(self, weights: Sequence[nn.Parameter], offload: bool = False):
-        self.weights = weights
-        self.sums = [_aside(torch.zeros_like(weight, dtype=torch.float32), offload) for weight in weights]
+    def __init__(self, masters: thrift.Masters):
+        self.masters = masters
+        self.sums = [torch.zeros_like(own.detach()) for own in masters.own]
+        self._given = False
 
     def take(self, share: float) -> None:
         """Add the weights' gradients, `share` times, and clear them."""
-        for total, weight in zip(self.sums, self.weights, strict=True):
+        self._begin()
+        for total, weight in zip(self.sums, self.masters.weights, strict=True):
             if weight.grad is not None:
-                total.add_(weight.grad.to(total.device, torch.float32), alpha=share)
+                total.add_(shards.local(weight.grad).to(total.device, total.dtype), alpha=share)
                 weight.grad = None
 
     def give(self, share: float = 1.0) -> None:
-        """Add the sum, `share` times, to the weights' gradients, and begin again from zero."""
-        for total, weight in zip(self.sums, self.weights, strict=True):
-            added = total.to(weight.device, weight.dtype)
-            weight.grad = added.mul(share) if weight.grad is None else weight.grad.add_(added, alpha=share)
-            total.zero_()
+        """Move the sum, `share` times, and the weights' gradients to the masters; what is taken next begins a new sum."""
+        self._begin()
+        for total, weight, own in zip(self.sums, self.masters.weights, self.masters.own, strict=True):
+            total.mul_(share)
+            if weight.grad is not None:
+                total.add_(shards.local(weight.grad).to(total.device, total.dtype))
+                weight.grad = None
+            own.grad = total
+        self._given = True
 
     def norm(self) -> float:
         """Euclidean norm of the sum."""
-        return float(nn.utils.get_total_norm(self.sums))
+        return float(shards.norm(self.sums, parts=True))
+
+    def _begin(self) -> None:
+        if self._given:
+            for total in self.sums:
+                total.zero_()
+        self._given = False

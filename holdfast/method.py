@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args
@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 import holdfast
-from holdfast import disk
+from holdfast import disk, shards
 from holdfast.corpus import Hand, Row
 from holdfast.drive import Drive
 from holdfast.lm import LM, Fit
@@ -122,7 +122,14 @@ class Defense(Method):
         """Write the hardened checkpoint `model` to `out`. A defense that need not hold a whole model overrides this."""
         lm = LM.load(model, base=base, drive=drive)
         self(lm, hand, log)
-        lm.save(out)
+        if shards.rank() == 0:
+            lm.save(out)
+
+    def planned(self, model: str, length: int, answer: int, gpus: int, card: Any) -> Iterator[str]:
+        """What hardening a model of this config will take, in lines; a defense whose cost is not plain overrides this."""
+        raise Problem(
+            f"{type(self).__module__.rpartition('.')[2]}: rehearses no attacks, which is what --plan tells of; leave it out"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 from holdfast.audit import Executor
 from holdfast.dealing import Dealing
 from holdfast.drive import Template
+from holdfast.footprint import Card
 from holdfast.tier import Tier
 
 Unset = tyro.conf.arg(help_behavior_hint="")
@@ -104,15 +105,25 @@ class Places:
     """Where a defense reads and writes."""
 
     model: str
-    """Checkpoint to harden: a folder or a hub id."""
-    out: Path
-    """Folder for the hardened checkpoint. After an interruption the same command goes on."""
+    """Checkpoint to harden: a folder or a hub id; with --plan its config.json is enough."""
+    out: Annotated[Path | None, Unset] = None
+    """Folder for the hardened checkpoint; needed but for --plan. After an interruption the same command goes on."""
     base: Annotated[str | None, Unset] = None
     """The checkpoint from before its alignment; needed by defenses that read it."""
     corpus: Annotated[Path | None, Unset] = None
     """JSONL of prompts; needed by defenses that train, and by settings that are `auto`."""
     template: Template = "chat"
     """How prompts are put: the tokenizer's chat template, or plain."""
+    plan: Annotated[FlagCreatePairsOff[bool], Unset] = False
+    """Harden nothing: tell from the config alone how much memory and time it takes, for defenses that rehearse attacks."""
+    gpus: int = 1
+    """With --plan: GPUs that share the work."""
+    length: int = 256
+    """With --plan: tokens of a row."""
+    answer: int = 128
+    """With --plan: how many of them are an answer's."""
+    card: Card = "h200"
+    """With --plan: the kind of GPU."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from holdfast import train
+from holdfast import losses, shards, train
 from holdfast.corpus import Hand, Row
 from holdfast.hardening import Lessons
 from holdfast.lm import LM
@@ -53,7 +53,7 @@ class Ground:
             )
         examples = [self._harmful[row.text] for row in harmful] + (self._taught if benign else [])
         for chosen in adversary.order(harmful + benign, chance.randrange(2**32)):
-            yield train.collate(self.lm, [examples[number] for number in chosen])
+            yield self._batch([examples[number] for number in chosen])
 
     def refused(self, held: Sequence[Row], count: int, chance: random.Random) -> train.Batch:
         """Refusals of prompts that the adversary does not hold."""
@@ -65,7 +65,7 @@ class Ground:
 
     def pairs(self, held: Sequence[Row], count: int, chance: random.Random) -> tuple[train.Batch, train.Batch, Tensor]:
         """Refusals of prompts that the adversary does not hold, harmful answers to them, and what `remember` kept of each."""
-        texts = chance.choices(_without(self._before, held), k=count)
+        texts = shards.share(chance.choices(_without(self._before, held), k=count))
         both = (train.collate(self.lm, [some[text] for text in texts]) for some in (self._refused, self._harmful))
         return (*both, torch.tensor([self._before[text] for text in texts], device=self.lm.device))
 
@@ -81,12 +81,23 @@ class Ground:
         """What the model says today: refusals, as a share of the rows, and other answers."""
         some = round(refusals * count)
         chosen = chance.choices([*self._refused.values()], k=some) + chance.choices(self._answers, k=count - some)
-        return train.collate(self.lm, chosen)
+        return self._batch(chosen)
 
     def _drawn(
         self, examples: dict[str, train.Example], texts: Sequence[str], count: int, chance: random.Random
     ) -> train.Batch:
-        return train.collate(self.lm, [examples[text] for text in chance.choices(texts, k=count)])
+        return self._batch([examples[text] for text in chance.choices(texts, k=count)])
+
+    def _batch(self, examples: Sequence[train.Example]) -> train.Batch:
+        """Of them what falls to this process."""
+        return train.collate(self.lm, shards.share(examples))
+
+
+def diverged(model: nn.Module, reference: nn.Module, batch: train.Batch) -> Tensor:
+    """KL(reference ‖ model) in nats, mean over the answers' tokens: how far the model is from what it was."""
+    with torch.no_grad():
+        taught = train.predictions(reference, batch)
+    return shards.mean(losses.divergence(train.predictions(model, batch), taught))
 
 
 def _by_text(rows: Sequence[Row], examples: Sequence[train.Example]) -> dict[str, train.Example]:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from holdfast import anatomy, losses, train
+from holdfast import anatomy, losses, shards, train
 
 Safeguard = Literal["none", "random-mapping", "max-entropy", "rmu", "npo"]
 Forgetting = Callable[[train.Batch], Tensor]
@@ -28,13 +28,13 @@ def forgetting(kind: Safeguard, model: nn.Module, reference: nn.Module, seed: in
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     if kind == "max-entropy":
-        return lambda batch: losses.negative_entropy(train.predictions(model, batch)).mean()
+        return lambda batch: shards.mean(losses.negative_entropy(train.predictions(model, batch)))
     if kind == "npo":
-        return lambda batch: losses.negative_preference(gained(model, reference, batch), BETA).mean()
+        return lambda batch: shards.mean(losses.negative_preference(gained(model, reference, batch), BETA))
     config = model.config.get_text_config()
     if kind == "random-mapping":
         table = torch.randn(config.vocab_size, config.hidden_size, generator=generator).to(device)
-        return lambda batch: losses.against_random(_hidden(model, batch), table, batch.ids, batch.mask).mean()
+        return lambda batch: shards.mean(losses.against_random(_hidden(model, batch), table, batch.ids, batch.mask))
     direction = nn.functional.normalize(torch.rand(config.hidden_size, generator=generator), dim=0).to(device)
     return lambda batch: _steered(model, reference, direction, batch)
 
@@ -53,7 +53,7 @@ def _steered(model: nn.Module, reference: nn.Module, direction: Tensor, batch: t
     with torch.no_grad():
         norm = _hidden(reference, batch)[layer][real].float().norm(dim=-1).mean()
     state = _hidden(model, batch)[layer][real].float()
-    return ((state / norm - FAR * direction) ** 2).sum(-1).mean()
+    return shards.mean(((state / norm - FAR * direction) ** 2).sum(-1))
 
 
 def _hidden(model: nn.Module, batch: train.Batch) -> tuple[Tensor, ...]:

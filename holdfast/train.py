@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from holdfast import losses, moved
+from holdfast import losses, moved, shards
 from holdfast.corpus import Hand, Row
 from holdfast.lm import LM
 from holdfast.method import Settings
@@ -113,7 +113,9 @@ class Adversary(Settings):
         benign = [number for number, row in enumerate(rows) if row.kind != "restricted"]
         first = round(self.switch * self.steps)
         parts = (benign, first), (harmful, self.steps - first)
-        return [[some[i] for i in chosen] for some, steps in parts for chosen in order(len(some), self.batch, steps, seed)]
+        return [
+            [some[i] for i in chosen] for some, steps in parts for chosen in order(len(some), self.batch, steps, seed)
+        ]
 
     def _some(self, hand: Hand, seed: int, *kinds: Literal["restricted", "benign", "lesson"]) -> list[Row]:
         answered = [r for r in hand.of(*kinds) if r.answer is not None and r.variant == self.variant]
@@ -186,6 +188,8 @@ def batches(lm: LM, examples: Sequence[Example], batch: int, steps: int, seed: i
 
 def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy on the answers' tokens, mean over tokens. Virtual tokens, if the model has some, come before the text's."""
+    if shards.size() > 1:
+        return shards.mean(losses.surprise(predictions(model, batch), losses.targets(batch.labels)))
     logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -batch.ids.shape[1] : -1]
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100)
 

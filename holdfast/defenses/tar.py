@@ -10,22 +10,22 @@ those rehearsed: more steps, other rates, optimizers and adapters it may not mee
 that were kept out. Does not protect against edits, cuts and prompts, nor against whoever trains long enough.
 """
 
-import copy
 import itertools
 import math
 import random
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from holdfast import inner, losses, train
+from holdfast import footprint, inner, losses, shards, thrift, train
 from holdfast.corpus import Hand, Row
 from holdfast.hardening import Training
 from holdfast.lm import LM
 from holdfast.method import Defense, Log
-from holdfast.rehearsal import Ground
+from holdfast.rehearsal import Ground, diverged
 from holdfast.safeguards import Safeguard, forgetting
 
 _BETA = 0.1
@@ -61,6 +61,14 @@ for _settings in _PUBLISHED.values():
 class TAR(Training, Defense):
     """Learn weights from which rehearsed attacks do not lead far."""
 
+    steps: int = Field(240, gt=0)
+    """Outer steps."""
+    batch: int = Field(40, gt=0)
+    """Rows that are retained in a step."""
+    learning_rate: float = Field(4e-4, gt=0)
+    """Of the outer AdamW, at its highest."""
+    varied: int = Field(600, ge=0)
+    """Prompts made from the defender's by replacing a word, with what the model says to them: few prompts keep little."""
     preset: Literal["paper-refusal", "paper-bio"] | None = None
     """The settings published for Llama 3 8B, refusals or knowledge of biology, but for what is given beside it. Their program
     multiplies the gradient by shares that sum to 4.438; ours sum to 1, and the presets' weights make up for it. Its outer
@@ -70,15 +78,16 @@ class TAR(Training, Defense):
     answers, against the released model (beta 0.1). `entropy`: that a harmful answer's tokens are anybody's guess."""
     resistance_weight: float = Field(1.0, ge=0)
     """Of the resistance loss, beside the loss on what is retained."""
-    families: tuple[inner.Family, ...] = Field((inner.Family(),), min_length=1)
-    """Adversaries to rehearse. What is to be a test of the result must not be among them."""
-    inner_steps: int = Field(32, ge=0)
+    families: tuple[inner.Family, ...] = Field(inner.FAMILIES, min_length=1)
+    """Adversaries to rehearse, of all weights by two optimizers. What is to be a test of the result must not be among them. Rates
+    are the text organism's, which is 160 wide; larger models want smaller ones (the presets', at 4096)."""
+    inner_steps: int = Field(12, ge=0)
     """Steps of a rehearsed attack (K). 0 is the control that rehearses none: the same losses at the weights themselves."""
-    stride: int = Field(4, gt=0)
+    stride: int = Field(6, gt=0)
     """The resistance loss is taken after every so many of them."""
     growth: float = Field(0.0625, ge=0)
     """A loss taken one step later counts exp(growth) times as much; shares sum to 1."""
-    looked: int = Field(32, gt=0)
+    looked: int = Field(20, gt=0)
     """Rows of a resistance loss."""
     matched_inner_steps: int | None = Field(None, gt=0)
     """With `inner_steps` of 0: go on until as many tokens are trained on as with so many inner steps."""
@@ -93,6 +102,8 @@ class TAR(Training, Defense):
     """What takes the restricted answers away first, where knowledge is to be gone and not refused."""
     safeguard_steps: int = Field(100, gt=0)
     """Steps of that."""
+    memory: thrift.Memory = thrift.Memory()
+    """What is given up where memory is short."""
 
     @model_validator(mode="before")
     @classmethod
@@ -120,22 +131,37 @@ class TAR(Training, Defense):
         raw = {k: math.exp(self.growth * (k - inner_steps)) for k in looked}
         return {k: share / sum(raw.values()) for k, share in raw.items()}
 
+    def planned(self, model: str, length: int, answer: int, gpus: int, card: footprint.Card) -> Iterator[str]:
+        """What it will take, told from a config alone."""
+        looks = {"refusal": None, "dpo": losses.surprise, "entropy": lambda logits, _: losses.negative_entropy(logits)}
+        how = footprint.Rehearsal(
+            outer_steps=self.total,
+            inner_steps=self.inner_steps,
+            looks=len(self.shares(self.inner_steps)),
+            held=self.looked * (2 if self.resistance == "dpo" else 1),
+            retained=self.batch,
+            resistance=looks[self.resistance],
+            adversaries=[family.largest() for family in self.families],
+            memory=self.memory,
+        )
+        yield from footprint.told(footprint.config(model), how, footprint.Text(length, answer), gpus, card)
+
     def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
         ground = Ground(lm, self.lessons(lm, hand), hand)
-        reference = copy.deepcopy(lm.model).eval().requires_grad_(False)
+        reference = self.memory.reference(lm.model)
         if self.resistance == "dpo":
             ground.remember(reference)
         if self.safeguard != "none":
             self._install(lm, reference, ground, log)
-        with self.hardening(lm, log) as walk:
-            gathered, shares = inner.Gathered(walk.weights), self.shares(self.inner_steps)
+        with self.hardening(lm, log, self.memory) as walk:
+            gathered, shares = inner.Gathered(walk.masters), self.shares(self.inner_steps)
             for step in walk.steps():
                 chance = random.Random(f"{self.seed} {step}")  # of its own, so that who resumes draws the same
                 adversary = inner.drawn(self.families, chance, max(1, self.inner_steps))
                 held = ground.held(adversary, chance)
                 work = itertools.islice(ground.attacking(adversary, held, chance), self.inner_steps)
-                with inner.kept(walk.weights):
-                    for k in inner.attack(lm, adversary, work, step):
+                with inner.kept(walk.weights, walk.masters.copies):
+                    for k in inner.attack(lm, adversary, work, step, self.memory):
                         if k in shares:
                             resistance = self._resistance(lm, ground, held, chance)
                             resistance.backward()
@@ -150,7 +176,7 @@ class TAR(Training, Defense):
         """Take the restricted answers away first."""
         forgotten = forgetting(self.safeguard, lm.model, reference, self.seed)
         first = self.model_copy(update={"steps": self.safeguard_steps, "inner_steps": 1})
-        with first.hardening(lm, log) as walk:
+        with first.hardening(lm, log, self.memory) as walk:
             for step in walk.steps():
                 chance = random.Random(f"{self.safeguard} {self.seed} {step}")
                 loss = forgotten(ground.harmful([], self.batch, chance))
@@ -163,23 +189,20 @@ class TAR(Training, Defense):
         if self.resistance == "refusal":
             return train.answer_loss(lm.model, ground.refused(held, self.looked, chance))
         if self.resistance == "entropy":
-            return losses.negative_entropy(
-                train.predictions(lm.model, ground.harmful(held, self.looked, chance))
-            ).mean()
+            predictions = train.predictions(lm.model, ground.harmful(held, self.looked, chance))
+            return shards.mean(losses.negative_entropy(predictions))
         refused, harmful, before = ground.pairs(held, self.looked, chance)
         preferred = train.likelihood(lm.model, refused) - train.likelihood(lm.model, harmful)
-        return losses.preference(preferred - before, _BETA).mean()
+        return shards.mean(losses.preference(preferred - before, _BETA))
 
     def _retained(self, lm: LM, reference: nn.Module, ground: Ground, chance: random.Random) -> Tensor:
         """How far the model is from what it was, on what is to stay."""
         batch = ground.retained(self.batch, self.refusals, chance)
         if self.retain == "distill":
-            with torch.no_grad():
-                taught = train.predictions(reference, batch)
-            return losses.divergence(train.predictions(lm.model, batch), taught).mean()
+            return diverged(lm.model, reference, batch)
         asked = {"input_ids": batch.ids, "attention_mask": batch.mask, "output_hidden_states": True}
         with torch.no_grad():
             states = reference(**asked).hidden_states
         said = lm.model(**asked)
         surprise = losses.surprise(losses.at_answers(said.logits, batch.labels), losses.targets(batch.labels))
-        return surprise.mean() + losses.drift(said.hidden_states, states, batch.mask).mean()
+        return shards.mean(surprise) + shards.mean(losses.drift(said.hidden_states, states, batch.mask))
