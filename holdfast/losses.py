@@ -62,7 +62,7 @@ def by_row(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def preference(gained: Tensor, beta: float) -> Tensor:
-    """DPO's sigmoid loss (2305.18290) of how much further (nats, shape (rows,)) a model prefers an answer than the reference does."""
+    """DPO's sigmoid loss (2305.18290) of how much more (nats, shape (rows,)) a model prefers an answer than its reference."""
     return -torch.nn.functional.logsigmoid(beta * gained)
 
 
