@@ -186,7 +186,7 @@ class Walk:
             Problem: a loss, or the gradient, is not finite.
         """
         self.masters.take()
-        norm = shards.clip([own.grad for own in self.masters.own if own.grad is not None], CLIP, parts=True)
+        norm = shards.clip(self.masters.own, CLIP, parts=True)
         told = {name: shards.told(value) for name, value in losses.items()} | {"gradient": float(norm)}
         if wrong := [name for name, value in told.items() if not math.isfinite(value)]:
             what = f"{wrong[0]} is not finite at step {self.taken + 1} of {self.training.total}"

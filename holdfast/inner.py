@@ -116,8 +116,7 @@ def attack(
                 _trainable(weights, False)
             train.answer_loss(lm.model, batch).backward()
             shards.agree(trained)
-            gradients = [shards.local(weight.grad) for weight in trained if weight.grad is not None]
-            shards.clip(gradients, adversary.clip, shards.sliced(trained[0]))
+            shards.clip(trained, adversary.clip, shards.sliced(trained[0]))
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

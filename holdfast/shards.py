@@ -121,8 +121,9 @@ def norm(tensors: Iterable[Tensor], parts: bool) -> Tensor:
     return total(found**2).sqrt() if parts and size() > 1 else found
 
 
-def clip(gradients: Sequence[Tensor], most: float, parts: bool) -> Tensor:
-    """Scale gradients down to a norm of `most`; returns the norm they had."""
+def clip(weights: Iterable[nn.Parameter], most: float, parts: bool) -> Tensor:
+    """Scale the weights' gradients down to a norm of `most`; returns the norm they had."""
+    gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
     found = norm(gradients, parts)
     scale = torch.clamp(most / (found + 1e-6), max=1.0)
     torch._foreach_mul_(gradients, scale)

@@ -133,8 +133,13 @@ class TAR(Training, Defense):
 
     def planned(self, model: str, length: int, answer: int, gpus: int, card: footprint.Card) -> Iterator[str]:
         """What it will take, told from a config alone."""
+        text = footprint.Text(length, answer)
+        yield from footprint.told(footprint.config(model), self.rehearsal(), text, gpus, card)
+
+    def rehearsal(self) -> footprint.Rehearsal:
+        """What its memory and time depend on."""
         looks = {"refusal": None, "dpo": losses.surprise, "entropy": lambda logits, _: losses.negative_entropy(logits)}
-        how = footprint.Rehearsal(
+        return footprint.Rehearsal(
             outer_steps=self.total,
             inner_steps=self.inner_steps,
             looks=len(self.shares(self.inner_steps)),
@@ -144,7 +149,6 @@ class TAR(Training, Defense):
             adversaries=[family.largest() for family in self.families],
             memory=self.memory,
         )
-        yield from footprint.told(footprint.config(model), how, footprint.Text(length, answer), gpus, card)
 
     def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
         ground = Ground(lm, self.lessons(lm, hand), hand)
