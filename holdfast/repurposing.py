@@ -57,6 +57,8 @@ class Repurposing(Settings):
     """Batch sizes to choose from; no more than there are examples."""
     every: int = Field(50, gt=0)
     """Steps between two looks at the rows asked."""
+    enough: float = Field(1.0, gt=0, le=1)
+    """Accuracy at which the search ends."""
     again: int = Field(3, gt=0)
     """Runs of the best way on fresh examples."""
 
@@ -65,15 +67,17 @@ class Repurposing(Settings):
         chance = torch.Generator().manual_seed(seed)
         ways = [self._drawn(chance, number < self.probes) for number in range(self.probes + self.trials)]
         taken = _taken(held, examples, chance)
-        best, way = max(
-            (float(self.run(trunk, width, taken, asked, way, seed + number).mean()), way)
-            for number, way in enumerate(ways)
-        )
+        best, chosen = -1.0, ways[0]
+        for number, way in enumerate(ways):
+            reached = float(self.run(trunk, width, taken, asked, way, seed + number).mean())
+            best, chosen = max((best, chosen), (reached, way))
+            if best >= self.enough:
+                break
         runs = [
-            self.run(trunk, width, _taken(held, examples, chance), asked, way, seed + 1000 + number)
+            self.run(trunk, width, _taken(held, examples, chance), asked, chosen, seed + 1000 + number)
             for number in range(self.again)
         ]
-        return Found(way, best, torch.stack(runs).mean(0))
+        return Found(chosen, best, torch.stack(runs).mean(0))
 
     def _drawn(self, chance: torch.Generator, probe: bool) -> Way:
         low, high = (math.log(rate * (10 if probe else 1)) for rate in self.rates)
@@ -110,7 +114,6 @@ class Repurposing(Settings):
 
 
 def _taken(held: Task, examples: int, chance: torch.Generator) -> Task:
-    """So many of the rows held, each class in turn as long as it has some."""
     shuffled = torch.randperm(len(held), generator=chance).tolist()
     return held.some(shuffled[:examples])
 

@@ -39,7 +39,7 @@ INNER_CLIP, OUTER_CLIP = 100.0, 10.0
 class MLAC(Defense):
     """Keeps one task and makes another as hard to learn as for random weights."""
 
-    steps: int = Field(300, gt=0)
+    steps: int = Field(150, gt=0)
     """Of defender and adversary."""
     inner_steps: int = Field(16, ge=0)
     """Steps of the adversary that each one simulates; 0 is adversarial censoring, with a head that must be learned."""
@@ -49,21 +49,23 @@ class MLAC(Defense):
     """What the defender raises. `raw` is the plain cross-entropy: unbounded, and satisfied by flipped labels."""
     head: Literal["mixture", "learned", "random"] = "mixture"
     """Where the simulated adversary's head starts: as learned against the weights, drawn anew, or either by chance."""
+    probes: float = Field(0.25, ge=0, le=1)
+    """Share of simulated adversaries that train a head alone, on the trunk as it is."""
     average: Literal["all", "adapted"] = "all"
     """Points of the path that count: `all`, or only those after a step, as the paper writes it."""
     looks: int = Field(4, ge=0)
     """Of these points, how many are looked at in a step, drawn anew each time: their mean is right on average. 0: all."""
     inner_optimizer: Literal["adam", "sgd"] = "adam"
     """Of the simulated adversary."""
-    inner_rate: float = Field(3e-3, ge=SLOWEST, le=FASTEST)
+    inner_rate: float = Field(2e-3, ge=SLOWEST, le=FASTEST)
     """Where the adversary's learned rate starts."""
     inner_batches: tuple[int, ...] = (8, 12, 24)
     """Rows a simulated step: one of these, by chance, each time."""
-    batch: int = Field(32, gt=1)
+    batch: int = Field(48, gt=1)
     """Rows of the harmful task on which the path is judged, and of the desired task."""
     learning_rate: float = Field(1e-3, gt=0)
     """Of the defender's Adam."""
-    adversary_rate: float = Field(1e-3, gt=0)
+    adversary_rate: float = Field(1e-2, gt=0)
     """Of the Adam that trains the adversary's head and the logarithm of its rate."""
     adversary_steps: int = Field(1, gt=0)
     """Steps of the adversary to each of the defender's."""
@@ -90,7 +92,7 @@ class MLAC(Defense):
         desired = classifying.task(lm, hand.need("benign", split="train"))
         harmful = classifying.task(lm, hand.need("restricted", split="train"))
         game, deal = _Game(self, lm, desired, harmful), _Deal(self, desired, harmful)
-        watch = _Watch(len(harmful.classes), self.inner_steps)
+        watch = _Watch(len(harmful.classes))
         if doubt := relabeling.doubt(len(harmful.classes), deal.judged):
             log.metrics(warning=doubt)
         lm.model.eval()
@@ -130,15 +132,14 @@ class _Game:
     def simulate(self, judged: Batch, taught: list[Batch]) -> Slopes:
         """An adversary fine-tunes a copy on what it is taught; its losses on what is judged, along the way, and their slopes."""
         settings = self.settings
-        drawn = settings.head == "random" or (settings.head == "mixture" and bool(self._coin()))
+        drawn = settings.head == "random" or (settings.head == "mixture" and self._chance(0.5))
         head = self._fresh(self.classes, self.head) if drawn else self.head
         start, own = {**self.weights, HEAD: head}, frozenset() if drawn else frozenset({HEAD})
         optimizer = unrolled.Adam() if settings.inner_optimizer == "adam" else unrolled.SGD()
-        points = self._points()
+        points, frozen = self._points(), frozenset(self.weights if self._chance(settings.probes) else ())
         with sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second derivative
-            path = unrolled.walk(
-                start, self._taught, taught[: max(points)], optimizer, self.log_rate.exp(), settings.order, INNER_CLIP
-            )
+            steps, rate = taught[: max(points)], self.log_rate.exp()
+            path = unrolled.walk(start, self._taught, steps, optimizer, rate, settings.order, INNER_CLIP, frozen)
             looked = (parameters for number, parameters in enumerate(path) if number in points)
             return unrolled.slopes(
                 start, looked, lambda at: self._losses(at, judged), self.log_rate, own, settings.order
@@ -183,8 +184,8 @@ class _Game:
         drawn = torch.randperm(len(every), generator=self.chance).tolist()
         return {every[place] for place in drawn[: settings.looks or None]}
 
-    def _coin(self) -> int:
-        return int(torch.randint(2, (), generator=self.chance))
+    def _chance(self, share: float) -> bool:
+        return float(torch.rand((), generator=self.chance)) < share
 
 
 class _Deal:
@@ -223,7 +224,6 @@ class _Watch:
     """Whether the game runs away: the adversary's loss far above chance, the desired task's rising."""
 
     classes: int
-    inner_steps: int
     desired: float = math.nan
     """A running mean."""
     lowest: float = math.inf
