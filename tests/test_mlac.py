@@ -281,7 +281,7 @@ def test_the_raw_loss_runs_away_and_flips_labels_where_the_calibrated_one_hides_
     """The same game in double precision, on half spaces; only the loss that the defender raises differs."""
     ends = {loss: _end(loss) for loss in ("raw", "calibrated")}
     chance = math.log(2)
-    assert ends["raw"][0] > 10 * chance and ends["raw"][1] < 0.6 * chance, "huge, and renamed classes are told apart"
+    assert ends["raw"][0] > 10 * chance and ends["raw"][1] < 0.75 * chance, "huge, and renamed classes are told apart"
     assert ends["calibrated"][0] < 2 * chance and ends["calibrated"][1] > 0.95 * chance, "bounded, and hidden"
 
 
