@@ -31,11 +31,12 @@ import torch
 
 from holdfast import choices, disk
 from holdfast.attacks.finetune import FineTune
-from holdfast.cell import milestones, quiet
+from holdfast.cell import milestones
 from holdfast.corpus import Corpus, Hand, Row, right
 from holdfast.drive import Drive
 from holdfast.lm import LM
 from holdfast.method import Journal, make
+from holdfast.quiet import quiet
 from holdfast.record import Cost
 from holdfast.refusals import refuses
 
@@ -67,14 +68,14 @@ KNOWLEDGE = {
 """Chosen with seed 0 on the defender's held-out rows; docs/knowledge.md tells what else was tried."""
 CONTROL = KNOWLEDGE | {"inner_steps": 0, "matched_inner_steps": 8}
 REFUSAL = {
-    "inner_steps": 8,
-    "stride": 4,
-    "steps": 200,
-    "learning_rate": 2e-4,
-    "batch": 48,
-    "looked": 32,
+    "inner_steps": 12,
+    "stride": 6,
+    "steps": 240,
+    "learning_rate": 4e-4,
+    "batch": 40,
+    "looked": 20,
     "varied": 600,
-    "families": FAMILIES,
+    "families": [FAMILIES[0], FAMILIES[1] | {"learning_rate": [0.1, 0.5]}],
 }
 SUBJECTS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "tar": ("aligned", "tar", KNOWLEDGE),
@@ -123,16 +124,16 @@ def tasks() -> Iterator[Task]:
     """What is to be measured, what matters most first."""
     four = ("tar", "twin", "filtered", "scratch")
     yield from (Relearning(one, 0, rate, FEW, 0) for rate in RATES for one in four)
-    yield from (Adaptation(one, 0, rate, 0) for rate in ADAPTATION_RATES for one in ("tar", "twin"))
+    for seed in range(3):
+        yield from (Adaptation(one, 0, rate, seed) for rate in ADAPTATION_RATES for one in ("tar", "twin"))
+    yield from (Adaptation("refusing", replica, rate, 0) for replica in range(3) for rate in ADAPTATION_RATES)
     yield from (Asking(one, 0) for one in ("base", *four))
     yield from (Relearning(one, 0, RATES[0], MANY, 0) for one in four)
     yield from (Relearning("tar", replica, rate, FEW, 0) for replica in (1, 2) for rate in RATES)
-    yield from (Adaptation("refusing", 0, rate, 0) for rate in ADAPTATION_RATES)
     yield from (Relearning("control", 0, rate, FEW, 0) for rate in RATES)
     for seed in (1, 2):
         yield from (Relearning(one, 0, RATES[0], FEW, seed) for one in four)
         yield from (Relearning("tar", replica, RATES[0], FEW, seed) for replica in (1, 2))
-        yield from (Adaptation(one, 0, rate, seed) for rate in ADAPTATION_RATES for one in ("tar", "twin"))
 
 
 # Measuring
