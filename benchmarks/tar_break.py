@@ -158,7 +158,9 @@ def walk(job: Job) -> dict[str, Any]:
         broken = path[-1]["harm"] >= HARM and path[-1]["utility"] >= floor
         return cost.steps < job.steps and (job.through or not broken)
 
-    values = job.setting.values | ({"steps": job.steps} if job.setting.method == "finetune" else {})
+    # Schedules are those of MOST steps for everybody, however early this one is stopped.
+    steps = {"steps": max(MOST, job.steps)} if job.setting.method == "finetune" else {}
+    values = job.setting.values | steps
     make("attacks", job.setting.method, job.setting.name, **values)(lm, attacker, at, job.seed)
     path = [look | {"steps": max(0, look["steps"] - job.setting.before)} for look in path]
     return {"key": job.key, "budget": job.steps, "path": path}
