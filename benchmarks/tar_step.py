@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from holdfast import footprint, hardening, inner, losses, train
@@ -37,9 +38,9 @@ from holdfast.lm import LM
 from holdfast.prepare import hardware
 
 WORDS, PROMPT, ANSWER = 1000, 24, 24
-SHAPE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8}
-HOW: dict[str, Any] = {"inner_steps": 16, "stride": 4, "batch": 32, "looked": 16, "warmup": 0, "varied": 0}
-HOW |= {"families": (inner.Family(batch=(16,)),)}
+SHAPE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 8}
+HOW: dict[str, Any] = {"inner_steps": 8, "stride": 4, "batch": 16, "looked": 8, "warmup": 0, "varied": 0}
+HOW |= {"families": (inner.Family(batch=(8,)),)}
 
 
 class Timed(hardening.Walk):
@@ -86,9 +87,9 @@ def now() -> np.ndarray:
 def made() -> tuple[LM, Hand]:
     chance = random.Random(0)
     words = {f"w{number}": number for number in range(WORDS)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, "w0")), pad_token="w1", eos_token="w2", unk_token="w0"
-    )
+    core = Tokenizer(WordLevel(words, "w0"))
+    core.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="w1", eos_token="w2", unk_token="w0")
     torch.manual_seed(0)
     settings = LlamaConfig(**SHAPE, vocab_size=WORDS, pad_token_id=1, bos_token_id=2, eos_token_id=2)
 
@@ -164,8 +165,7 @@ def memory() -> dict[str, float]:
     """The most bytes of live tensors over two outer steps, and what the plan says of them."""
     lm, hand = made()
     how = Given(**HOW, steps=2)
-    (longest,) = {PROMPT + ANSWER}
-    planned = footprint.footprint(lm.model.config, how.rehearsal(), footprint.Text(longest, ANSWER))
+    planned = footprint.footprint(lm.model.config, how.rehearsal(), footprint.Text(PROMPT + ANSWER, ANSWER))
     with Live() as live:
         for weight in lm.model.parameters():
             live.name(weight, "weights")

@@ -63,8 +63,8 @@ def test_with_few_bits_it_goes_the_same_way(checkpoint: Make, corpus: Corpus) ->
 def test_small_steps_in_bf16_lead_as_far_as_in_fp32(name: train.Optimizer, state: str) -> None:
     """Along the way that fp32 takes at a rate of 2e-6; plain bf16 stands nearly still."""
     torch.manual_seed(0)
-    start = (torch.randn(300, 200) * 0.02).bfloat16().float()
-    gradients = [torch.randn(300, 200) for _ in range(32)]
+    start = (torch.randn(400, 500) * 0.02).bfloat16().float()
+    gradients = [torch.randn(400, 500) for _ in range(64)]
 
     def walked(dtype: torch.dtype, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> Tensor:
         weight = nn.Parameter(start.clone().to(dtype))
