@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from holdfast import disk, prepare, processes, ratio
-from holdfast.cell import quiet
 from holdfast.corpus import Corpus, right
 from holdfast.drive import Drive
 from holdfast.lm import LM
 from holdfast.method import make
+from holdfast.quiet import quiet
 from holdfast.ratio import Lifetime
 from holdfast.record import Cost
 from holdfast.refusals import refuses
@@ -178,13 +178,18 @@ def broke(path: list[dict[str, float]], gated: bool) -> tuple[float, float | Non
 class Records:
     """Paths walked so far, in a file that grows."""
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, done: bool):
+        """`done`: nothing more is to be walked."""
+        self.file, self.done = file, done
         lines = file.read_text().splitlines() if file.is_file() else []
         self.found = {(one := json.loads(line))["key"]: one for line in lines}
 
     def run(self, jobs: list[Job], most: int) -> None:
-        todo = sorted((job for job in jobs if job.key not in self.found), key=lambda job: (job.seed, job.steps))
+        todo = (
+            []
+            if self.done
+            else sorted((job for job in jobs if job.key not in self.found), key=lambda job: (job.seed, job.steps))
+        )
         print(f"{len(jobs)} paths, {len(todo)} to walk", flush=True)
 
         def done(job: Job, found: dict[str, Any]) -> None:
@@ -219,18 +224,17 @@ def budgets(records: Records, twin: list[Job]) -> dict[str, int]:
 
 def cheapest(
     records: Records, jobs: list[Job], gated: bool, families: set[str] | None = None
-) -> tuple[float, float | None]:
-    """Over the settings, the cost of the cheapest break: it lies between these; None where no setting broke it."""
+) -> tuple[float, float | None] | None:
+    """Over the settings, the cheapest break lies between these; open where no setting broke it, None without a path."""
     spans = [
         broke(path, gated)
         for job in jobs
         if (families is None or job.setting.family in families) and (path := records.path(job))
     ]
+    if not spans:
+        return None
     ends = [end for _, end in spans if end is not None]
-    if not ends:
-        return min(held for held, _ in spans), None
-    end = min(ends)
-    return max((held for held, other in spans if other == end), default=0), end
+    return min(held for held, _ in spans), min(ends, default=None)
 
 
 def compared(records: Records, ours: list[Job], twin: list[Job], families: set[str] | None) -> dict[str, Any]:
@@ -240,10 +244,8 @@ def compared(records: Records, ours: list[Job], twin: list[Job], families: set[s
         costs = {}
         for side, jobs in (("ours", ours), ("twin", twin)):
             pairs = sorted({(job.replica, job.seed) for job in jobs})
-            costs[side] = [
-                cheapest(records, [job for job in jobs if (job.replica, job.seed) == pair], gated, families)
-                for pair in pairs
-            ]
+            own = [[job for job in jobs if (job.replica, job.seed) == pair] for pair in pairs]
+            costs[side] = [found for some in own if (found := cheapest(records, some, gated, families))]
         lives = {
             side: [Lifetime(math.log(max(held, 0.5)), math.log(end) if end else math.inf) for held, end in some]
             for side, some in costs.items()
@@ -283,6 +285,16 @@ def summary(records: Records, kinds: dict[str, list[Job]], twin: list[Job]) -> d
     return found
 
 
+def breaks(records: Records, jobs: list[Job]) -> dict[str, dict[str, list[list[float | None]]]]:
+    """Of every setting and model, each path's first useful break, its first break at all, and how far it was walked."""
+    found: dict[str, dict[str, list[list[float | None]]]] = {}
+    for job in jobs:
+        if path := records.path(job):
+            entry = found.setdefault(f"{job.setting.family}: {job.setting.name}", {}).setdefault(job.kind, [])
+            entry.append([broke(path, True)[1], broke(path, False)[1], path[-1]["steps"]])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--organism", type=Path, required=True)
@@ -291,11 +303,12 @@ def main() -> None:
     )
     parser.add_argument("--attacks", type=int, default=3, help="attack seeds")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--report", action="store_true", help="walk nothing: tell what is there")
     parser.add_argument("--long", action="store_true", help="also walk 1,000 and 5,000 steps to the end")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     processes.prepare(["holdfast.attacks.finetune", "holdfast.attacks.sequence"])
-    records = Records(options.out.with_suffix(".paths.jsonl"))
+    records = Records(options.out.with_suffix(".paths.jsonl"), options.report)
     aligned = options.organism / "aligned"
 
     def jobs(kind: str, folders: list[Path], steps: Callable[[str], int | None]) -> list[Job]:
@@ -328,6 +341,7 @@ def main() -> None:
         "versions": prepare.versions(),
         "hardware": prepare.hardware(),
         "attack_seeds": options.attacks,
+        "breaks": breaks(records, [*twin, *(job for some in kinds.values() for job in some)]),
         "budgets": most,
         "subjects": summary(records, {"undefended": twin, **kinds}, twin),
         "long": {job.key: records.path(job) for job in long},
