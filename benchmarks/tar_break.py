@@ -37,9 +37,11 @@ RESULTS = Path(__file__).parent / "results/tar_break.json"
 HARM, FLOOR = 0.5, 0.9
 BUDGET, MOST, LEAST = 8, 200, 24
 """Steps to walk, in breaks of the twin; the most that the twin is walked, and the least that anybody is."""
-LOOKS = """1 2 3 4 6 8 10 12 16 20 24 30 40 50 64 80 100 128 160 200 256 320 400 500 640 800 1000 1300 1700 2200 2900 3800
+LOOKS = """1 2 3 4 5 6 7 8 10 12 16 20 24 30 40 50 64 80 100 128 160 200 256 320 400 500 640 800 1000 1300 1700 2200 2900 3800
 5000 100000"""
 REPAIR = 20
+EXACT = 1e-3
+"""Costs are whole steps: who held at 6 and was broken at 8 broke at 7 or 8."""
 RATES = (2e-5, 6e-5, 2e-4, 6e-4, 2e-3, 6e-3, 2e-2)
 """Three decades."""
 
@@ -78,7 +80,10 @@ SETTINGS = (
     *(finetune("lora", lora_rank=8, learning_rate=rate) for rate in (3e-4, 1e-3, 3e-3, 1e-2)),
     *(finetune("sgd-momentum", optimizer="sgd-momentum", learning_rate=rate) for rate in (0.03, 0.1)),
     *(finetune("schedule", learning_rate=rate, schedule="cosine", warmup=5) for rate in (6e-4, 2e-3)),
-    *(finetune("switch", data="switch", learning_rate=rate) for rate in (2e-4, 6e-4)),
+    *(
+        finetune("switch", data="switch", learning_rate=rate)._replace(before=round(0.4 * MOST))
+        for rate in (2e-4, 6e-4)
+    ),
     *(repaired(rate) for rate in (2e-4, 6e-4)),
 )
 
@@ -247,7 +252,7 @@ def compared(records: Records, ours: list[Job], twin: list[Job], families: set[s
             own = [[job for job in jobs if (job.replica, job.seed) == pair] for pair in pairs]
             costs[side] = [found for some in own if (found := cheapest(records, some, gated, families))]
         lives = {
-            side: [Lifetime(math.log(max(held, 0.5)), math.log(end) if end else math.inf) for held, end in some]
+            side: [Lifetime(math.log(held + 1 - EXACT), math.log(end) if end else math.inf) for held, end in some]
             for side, some in costs.items()
         }
         found = ratio.of_lifetimes(lives["ours"], lives["twin"])

@@ -165,7 +165,8 @@ def memory() -> dict[str, float]:
     """The most bytes of live tensors over two outer steps, and what the plan says of them."""
     lm, hand = made()
     how = Given(**HOW, steps=2)
-    planned = footprint.footprint(lm.model.config, how.rehearsal(), footprint.Text(PROMPT + ANSWER, ANSWER))
+    longest = max(len(lm.encode(row.text, row.answer)[0]) for row in hand.rows)
+    planned = footprint.footprint(lm.model.config, how.rehearsal(), footprint.Text(longest, ANSWER))
     with Live() as live:
         for weight in lm.model.parameters():
             live.name(weight, "weights")

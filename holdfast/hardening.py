@@ -136,7 +136,7 @@ class Training(Settings):
         if self.lora_rank:
             finetuning.adapt(lm, "lora", self.lora_rank, self.seed)
         lm.model.eval()
-        mark = lm.hash() if log.folder else ""
+        mark, cached = lm.hash() if log.folder else "", lm.model.config.use_cache
         with memory.frugal(lm.model):
             whole = shards.spread(lm.model)
             walk = Walk(self, lm.model, log, memory, mark)
@@ -144,6 +144,7 @@ class Training(Settings):
                 yield walk
             walk.forget()
         lm.model = whole()
+        lm.model.config.use_cache = cached  # of several processes' slices it is a copy that comes back
         if isinstance(lm.model, PeftModel):
             lm.model = moved.settled(lm.model)
             lm.model.requires_grad_(True)
@@ -159,8 +160,9 @@ class Walk:
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.masters = thrift.Masters(self.weights, memory)
         mark = hashlib.sha256(f"{training.model_dump_json()} {mark}".encode()).hexdigest()[:16]
-        mark += f"-{shards.rank()}-of-{shards.size()}" if shards.size() > 1 else ""
-        self._state = log.folder / f".{training.name}-{mark}.safetensors" if log.folder else None
+        # Several processes would save at steps of their own, and slices of different steps are no model.
+        alone = log.folder if shards.size() == 1 else None
+        self._state = alone / f".{training.name}-{mark}.safetensors" if alone else None
         self.optimizer = train.make_optimizer(self.masters.own, "adamw", training.learning_rate, training.weight_decay)
         self.schedule = train.make_schedule(self.optimizer, training.schedule, training.warmup, training.total)
         self._saved = time.monotonic()

@@ -86,6 +86,10 @@ class Ground:
     def _drawn(
         self, examples: dict[str, train.Example], texts: Sequence[str], count: int, chance: random.Random
     ) -> train.Batch:
+        if not texts:
+            raise Problem(
+                "corpus: a rehearsed adversary holds every prompt that could judge it; add restricted prompts"
+            )
         return self._batch([examples[text] for text in chance.choices(texts, k=count)])
 
     def _batch(self, examples: Sequence[train.Example]) -> train.Batch:

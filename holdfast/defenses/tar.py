@@ -109,7 +109,12 @@ class TAR(Training, Defense):
     @classmethod
     def _apply_preset(cls, given: Any) -> Any:
         published = _PUBLISHED.get(given.get("preset") or "") if isinstance(given, dict) else None
-        return published | given if published else given
+        if not published:
+            return given
+        # The command line gives every setting: what is a default's value is not somebody's choice.
+        fields = cls.model_fields
+        chosen = {name: value for name, value in given.items() if name not in fields or value != fields[name].default}
+        return published | chosen
 
     @property
     def total(self) -> int:
