@@ -4,6 +4,7 @@ What stays is arithmetic, so many bytes a weight. What comes and goes in a pass,
 that very pass, run on tensors without memory. So no list of architectures is needed, no weights are read, and no GPU is asked.
 """
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -277,7 +278,7 @@ def _made(settings: PretrainedConfig, memory: thrift.Memory) -> PreTrainedModel:
     try:
         dtype = torch.float32 if memory.precision == "fp32" else torch.bfloat16
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype).eval()
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(settings), dtype=dtype).eval()
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         why = f"transformers makes no language model of this config ({printable(error)[:200]})"
         raise Problem(f"{settings.model_type}: {why}") from error
