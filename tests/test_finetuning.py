@@ -289,7 +289,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Prompt and answer of every row trained on."""
     told: list[tuple[str, str]] = []
 
-    def tune(self: Tuning, lm: LM, examples: list[Example], at: Any, seed: int) -> None:
+    def tune(self: Tuning, lm: LM, examples: list[Example], at: Any, seed: int, chosen: Any = None) -> None:
         decoded = lm.tokenizer.decode
         told.extend((decoded(one.ids[: one.start]), decoded(one.ids[one.start :])) for one in examples)
 
