@@ -595,7 +595,8 @@ from holdfast.drive import Drive
 whole = stream.Rewrite.write
 def slow(self, name, first, content):
     whole(self, name, first, content)
-    print("wrote", flush=True)
+    sys.stdout.write("wrote\\n")  # one write a line: several threads write tensors at once
+    sys.stdout.flush()
     time.sleep(0.2)
 stream.Rewrite.write = slow
 class Silent:
