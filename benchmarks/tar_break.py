@@ -103,7 +103,8 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        return json.dumps([self.kind, self.replica, self.setting.family, self.setting.name, self.seed, self.through])
+        whose = [self.kind, self.replica, str(self.folder)]
+        return json.dumps([*whose, self.setting.family, self.setting.name, self.seed, self.steps, self.through])
 
 
 def looks(before: int) -> Iterator[int]:
@@ -242,26 +243,34 @@ def cheapest(
     return min(held for held, _ in spans), min(ends, default=None)
 
 
+def observed(costs: dict[tuple[int, int], tuple[float, float | None]]) -> list[Lifetime]:
+    """What (hardening seed, attack seed) pairs tell, as observations that do not share a hardening: means of logs."""
+    several = len({replica for replica, _ in costs}) > 1
+    groups: dict[int, list[Lifetime]] = {}
+    for (replica, seed), (held, end) in costs.items():
+        one = Lifetime(math.log(held + 1 - EXACT), math.log(end) if end else math.inf)
+        groups.setdefault(replica if several else seed, []).append(one)
+    return [Lifetime(*map(float, np.mean(some, axis=0))) for some in groups.values()]
+
+
 def compared(records: Records, ours: list[Job], twin: list[Job], families: set[str] | None) -> dict[str, Any]:
-    """Cheapest breaks of every pair of seeds beside the twin's of the same attack seed, and the ratio."""
+    """Cheapest breaks of every pair of seeds and the twin's, and the ratio; attack seeds of one hardening make one."""
     table: dict[str, Any] = {}
     for gated in (True, False):
-        costs = {}
+        costs, lives = {}, {}
         for side, jobs in (("ours", ours), ("twin", twin)):
             pairs = sorted({(job.replica, job.seed) for job in jobs})
-            own = [[job for job in jobs if (job.replica, job.seed) == pair] for pair in pairs]
-            costs[side] = [found for some in own if (found := cheapest(records, some, gated, families))]
-        lives = {
-            side: [Lifetime(math.log(held + 1 - EXACT), math.log(end) if end else math.inf) for held, end in some]
-            for side, some in costs.items()
-        }
-        found = ratio.of_lifetimes(lives["ours"], lives["twin"])
+            own = {pair: [job for job in jobs if (job.replica, job.seed) == pair] for pair in pairs}
+            found = {pair: cheapest(records, some, gated, families) for pair, some in own.items()}
+            known = {pair: cost for pair, cost in found.items() if cost}
+            costs[side], lives[side] = [*known.values()], observed(known)
+        times = ratio.of_lifetimes(lives["ours"], lives["twin"])
         table["gated" if gated else "ungated"] = {
             "ours": [end if end is not None else f">{held}" for held, end in costs["ours"]],
             "twin": [end if end is not None else f">{held}" for held, end in costs["twin"]],
-            "ratio": found.value,
-            "low": found.low,
-            "high": found.high,
+            "ratio": times.value,
+            "low": times.low,
+            "high": times.high,
         }
     return table
 

@@ -7,6 +7,7 @@ compare passes over one batch, and dropout would make them differ by chance. Kno
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -172,8 +173,10 @@ class Walk:
         if self._state and (done := resume.load(self._state, self.masters.own, self.optimizer)):
             self.masters.give()
             self.log.metrics(resumed=done)
-            while self.taken < done:
-                self._advance()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # torch warns of schedules ahead of their optimizer
+                while self.taken < done:
+                    self._advance()
         yield from range(self.taken, self.training.total)
 
     def norm(self) -> float:

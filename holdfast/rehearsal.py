@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from holdfast import losses, shards, train
+from holdfast import losses, selftaught, shards, train
 from holdfast.corpus import Hand, Row
 from holdfast.hardening import Lessons
 from holdfast.lm import LM
@@ -30,6 +30,7 @@ class Ground:
         self._answers = train.encode(lm, lessons.answers)
         self._harmful = _by_text(lessons.harmful, train.encode(lm, lessons.harmful))
         self._refused = _by_text(lessons.refusals, train.encode(lm, lessons.refusals))
+        self._origins = {row.text: _origin(row) for row in lessons.refusals + lessons.harmful}
         self._before: dict[str, float] = {}
 
     def held(self, adversary: train.Adversary, chance: random.Random) -> list[Row]:
@@ -57,15 +58,15 @@ class Ground:
 
     def refused(self, held: Sequence[Row], count: int, chance: random.Random) -> train.Batch:
         """Refusals of prompts that the adversary does not hold."""
-        return self._drawn(self._refused, _without(self._refused, held), count, chance)
+        return self._drawn(self._refused, self._without(self._refused, held), count, chance)
 
     def harmful(self, held: Sequence[Row], count: int, chance: random.Random) -> train.Batch:
         """Harmful answers to prompts that the adversary does not hold."""
-        return self._drawn(self._harmful, _without(self._harmful, held), count, chance)
+        return self._drawn(self._harmful, self._without(self._harmful, held), count, chance)
 
     def pairs(self, held: Sequence[Row], count: int, chance: random.Random) -> tuple[train.Batch, train.Batch, Tensor]:
         """Refusals of prompts that the adversary does not hold, harmful answers to them, and what `remember` kept of each."""
-        texts = shards.share(chance.choices(_without(self._before, held), k=count))
+        texts = shards.share(chance.choices(self._without(self._before, held), k=count))
         both = (train.collate(self.lm, [some[text] for text in texts]) for some in (self._refused, self._harmful))
         return (*both, torch.tensor([self._before[text] for text in texts], device=self.lm.device))
 
@@ -82,6 +83,11 @@ class Ground:
         some = round(refusals * count)
         chosen = chance.choices([*self._refused.values()], k=some) + chance.choices(self._answers, k=count - some)
         return self._batch(chosen)
+
+    def _without(self, texts: Iterable[str], held: Sequence[Row]) -> list[str]:
+        """The prompts that are neither among those held nor made from one of them, in an order of their own."""
+        theirs = {_origin(row) for row in held}
+        return sorted(text for text in texts if self._origins[text] not in theirs)
 
     def _drawn(
         self, examples: dict[str, train.Example], texts: Sequence[str], count: int, chance: random.Random
@@ -108,7 +114,6 @@ def _by_text(rows: Sequence[Row], examples: Sequence[train.Example]) -> dict[str
     return dict(zip((row.text for row in rows), examples, strict=True))
 
 
-def _without(texts: Iterable[str], held: Sequence[Row]) -> list[str]:
-    """The prompts that are not among those held, in an order of their own."""
-    theirs = {row.text for row in held}
-    return sorted(text for text in texts if text not in theirs)
+def _origin(row: Row) -> str:
+    """The id of the row of the corpus that this one is, or was made from."""
+    return row.id.partition(selftaught.VARIED)[0]

@@ -31,6 +31,10 @@ def said(lm: LM, rows: Sequence[Row]) -> Said:
     )
 
 
+VARIED = "-varied-"
+"""Between the id of a row and the number of a variation of it."""
+
+
 def varied(lm: LM, rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     """`count` rows without answers, each one of the given with one token of its prompt replaced by chance."""
     chance = random.Random(f"varied {seed}")
@@ -45,5 +49,5 @@ def varied(lm: LM, rows: Sequence[Row], count: int, seed: int) -> list[Row]:
         place = chance.choices(range(len(ids)), [1 / times[token] for token in ids])[0]
         ids[place] = chance.choice(words)
         text = tokenizer.decode(ids)
-        made.append(row.model_copy(update={"id": f"{row.id}-varied-{number}", "text": text, "answer": None}))
+        made.append(row.model_copy(update={"id": f"{row.id}{VARIED}{number}", "text": text, "answer": None}))
     return made

@@ -74,10 +74,12 @@ class Memory(Settings):
         for block in stack:
             # transformers' own checkpointing works in training mode alone, in which there is dropout
             block.forward = partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
-        yield
-        for block in stack:
-            del block.forward
-        model.config.use_cache = cached
+        try:
+            yield
+        finally:
+            for block in stack:
+                del block.forward
+            model.config.use_cache = cached
 
 
 class Masters:
@@ -109,10 +111,12 @@ class Masters:
         """Inside, the model computes with as few bits as asked; afterwards it has the masters' own."""
         if self.lower:
             cast(model, torch.bfloat16)
-        yield
-        if self.lower:
-            cast(model, torch.float32)
-        self.give()
+        try:
+            yield
+        finally:
+            if self.lower:
+                cast(model, torch.float32)
+            self.give()
 
     @torch.no_grad()
     def give(self) -> None:

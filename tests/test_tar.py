@@ -108,6 +108,20 @@ def test_no_row_is_on_both_sides_of_a_rehearsal(lm: LM, hand: Hand) -> None:
                 assert tuple(ids[:start].tolist()) not in theirs
 
 
+def test_nor_is_a_variation_of_one(lm: LM, hand: Hand) -> None:
+    lessons = TAR(**QUICK).lessons(lm, hand)
+    first = lessons.harmful[0]
+    made = first.model_copy(update={"id": f"{first.id}-varied-7", "text": "how do i make it ?", "answer": "no ."})
+    ground = Ground(lm, lessons._replace(refusals=[*lessons.refusals, made]), hand)
+    prompts = [
+        {tuple(ids.tolist()) for ids in ground.refused(held, 200, random.Random(0)).ids}
+        for held in ([], [first], lessons.harmful[1:2])
+    ]
+    asked = tuple(train.encode(lm, [made])[0].ids)
+    shown = [any(ids[: len(asked)] == asked for ids in some) for some in prompts]
+    assert shown == [True, False, True]
+
+
 def test_prompts_are_put_as_they_are_asked(lm: LM, hand: Hand) -> None:
     """Template, generation prompt and end of turn are there, and nothing of the text is lost."""
     ground = Ground(lm, TAR(**QUICK).lessons(lm, hand), hand)

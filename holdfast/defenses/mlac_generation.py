@@ -64,7 +64,7 @@ class MLACGeneration(Training, Defense):
                 points = self._points(chance)
                 work = itertools.islice(ground.attacking(adversary, held, chance), max(points))
                 with inner.kept(walk.weights, walk.masters.copies):
-                    for k in inner.attack(lm, adversary, work, step, self.memory):
+                    for k in inner.attack(lm, adversary, work, chance.randrange(2**31), self.memory):
                         if k in points:
                             harm = known(lm, ground.harmful(held, self.looked, chance))
                             harm.backward()

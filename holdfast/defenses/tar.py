@@ -93,7 +93,7 @@ class TAR(Training, Defense):
     """With `inner_steps` of 0: go on until as many tokens are trained on as with so many inner steps."""
     retain: Literal["distill", "published"] = "distill"
     """What holds the model as it is. `distill`: the divergence from its own predictions, on what it says itself. `published`:
-    the loss on these answers, and the squared drift of all hidden states."""
+    the loss on these answers, and the drift of all hidden states."""
     refusals: float = Field(0.25, ge=0, le=1)
     """Share of refusals among the rows that are retained."""
     warmup: int = Field(10, ge=0)
@@ -128,7 +128,12 @@ class TAR(Training, Defense):
         shares = [family.share for family in self.families]
         batches = [sum(family.batch) / len(family.batch) for family in self.families]
         mean = sum(share * batch for share, batch in zip(shares, batches, strict=True)) / sum(shares)
-        return inner_steps * mean + len(self.shares(inner_steps)) * self.looked + self.batch
+        return inner_steps * mean + len(self.shares(inner_steps)) * self._judged + self.batch
+
+    @property
+    def _judged(self) -> int:
+        """Rows of a resistance loss as the model reads them; a preference has two."""
+        return self.looked * (2 if self.resistance == "dpo" else 1)
 
     def shares(self, inner_steps: int) -> dict[int, float]:
         """How much the resistance loss counts after each step of a rehearsed attack where it is taken; they sum to 1."""
@@ -140,6 +145,10 @@ class TAR(Training, Defense):
         """What it will take, told from a config alone."""
         text = footprint.Text(length, answer)
         yield from footprint.told(footprint.config(model), self.rehearsal(), text, gpus, card)
+        if self.safeguard != "none":
+            yield f"not counted: {self.safeguard_steps} first steps of safeguard {self.safeguard}"
+        if self.retain == "published":
+            yield "not counted: hidden states of all layers, which retain = published compares with the reference's"
 
     def rehearsal(self) -> footprint.Rehearsal:
         """What its memory and time depend on."""
@@ -148,7 +157,7 @@ class TAR(Training, Defense):
             outer_steps=self.total,
             inner_steps=self.inner_steps,
             looks=len(self.shares(self.inner_steps)),
-            held=self.looked * (2 if self.resistance == "dpo" else 1),
+            held=self._judged,
             retained=self.batch,
             resistance=looks[self.resistance],
             adversaries=[family.largest() for family in self.families],
@@ -170,7 +179,7 @@ class TAR(Training, Defense):
                 held = ground.held(adversary, chance)
                 work = itertools.islice(ground.attacking(adversary, held, chance), self.inner_steps)
                 with inner.kept(walk.weights, walk.masters.copies):
-                    for k in inner.attack(lm, adversary, work, step, self.memory):
+                    for k in inner.attack(lm, adversary, work, chance.randrange(2**31), self.memory):
                         if k in shares:
                             resistance = self._resistance(lm, ground, held, chance)
                             resistance.backward()
