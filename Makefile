@@ -31,6 +31,8 @@ bench: install
 	$(BIN)/python benchmarks/path.py
 	$(BIN)/python benchmarks/grid.py
 	$(BIN)/python benchmarks/auditor.py --work runs/auditor
+	$(BIN)/python benchmarks/tar_step.py
+	$(BIN)/python benchmarks/mlac.py
 
 install: $(VENV)/.installed
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from holdfast import finetuning, moved, resume, selftaught, shards, thrift, train
 from holdfast.corpus import Hand, Row
 from holdfast.lm import LM
-from holdfast.method import Log, Settings
+from holdfast.method import Log, Settings, as_published
 from holdfast.problem import Problem
 
 CLIP = 1.0
@@ -78,13 +78,7 @@ class Training(Settings):
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset") != "paper":
-            return given
-        for field, value in cls.published.items():
-            if given.get(field, value) not in (value, cls.model_fields[field].default):
-                why = f"preset 'paper' means {field} {value}, but {given[field]!r} is given; drop one of them"
-                raise ValueError(why)
-        return {**given, **cls.published}
+        return as_published(cls, given, cls.published)
 
     @property
     def name(self) -> str:

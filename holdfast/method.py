@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args
@@ -37,6 +37,17 @@ class Settings(BaseModel):
     """A frozen record of settings; an attribute's docstring is its help on the command line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def as_published(kind: type[Settings], given: Any, published: Mapping[str, Any]) -> Any:
+    """What is given, and where its `preset` is `paper` the published values; ValueError where another one is given."""
+    if not isinstance(given, dict) or given.get("preset") != "paper":
+        return given
+    for field, value in published.items():
+        if given.get(field, value) not in (value, kind.model_fields[field].default):
+            why = f"preset 'paper' means {field} {value}, but {given[field]!r} is given; drop one of them"
+            raise ValueError(why)
+    return {**given, **published}
 
 
 def _growing(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.corpus import Hand
 from holdfast.drive import Drive
 from holdfast.lm import LM
-from holdfast.method import Defense, Log
+from holdfast.method import Defense, Log, as_published
 from holdfast.pair import refuse_other_tokenizer
 from holdfast.problem import Problem
 from holdfast.spectrum import Part
@@ -62,14 +62,7 @@ class LoX(Defense):
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset") != "paper":
-            return given
-        for field, value in (("rank", 6), ("strength", 1.25)):
-            if given.get(field, "auto") not in ("auto", value):
-                raise ValueError(
-                    f"preset 'paper' means {field} {value}, but {given[field]!r} is given; drop one of them"
-                )
-        return {**given, "rank": 6, "strength": 1.25}
+        return as_published(cls, given, {"rank": 6, "strength": 1.25})
 
     @field_validator("rank")
     @classmethod
