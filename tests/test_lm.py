@@ -105,32 +105,44 @@ HOSTILE: dict[str, dict[str, Any]] = {
 """Generation settings that would steer what is heard of a model, each by itself."""
 
 
-def said_by_transformers(folder: Path) -> list[list[int]] | str:
-    """What a checkpoint says greedily with its own generation settings, or why it says nothing."""
+def said_by_transformers(lm: LM) -> list[list[int]] | str:
+    """What the model's checkpoint says greedily with its own generation settings, or why it says nothing."""
     torch.manual_seed(0)
-    ids, mask = answering.left_padded([load(folder).encode(text)[0] for text in TEXTS], 0, torch.device("cpu"))
+    ids, mask = answering.left_padded([lm.encode(text)[0] for text in TEXTS], 0, torch.device("cpu"))
+    model = AutoModelForCausalLM.from_pretrained(lm.folder)
     try:
-        return (
-            AutoModelForCausalLM.from_pretrained(folder).generate(ids, attention_mask=mask, max_new_tokens=8).tolist()
-        )
+        return model.generate(ids, attention_mask=mask, max_new_tokens=8).tolist()
     except ValueError as error:
         return str(error)
 
 
+@pytest.fixture(scope="module")
+def unsteered(checkpoint: Make) -> tuple[LM, list[list[int]] | str, list[str]]:
+    """The aligned Llama, what transformers hears of it, and what is heard of it here: the same beside every setting."""
+    lm = load(checkpoint("llama").aligned)
+    return lm, said_by_transformers(lm), lm.generate(TEXTS)
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_generation_settings_that_come_with_a_checkpoint_do_not_count(llama: Path, tmp_path: Path, kind: str) -> None:
+def test_generation_settings_that_come_with_a_checkpoint_do_not_count(
+    llama: Path, tmp_path: Path, unsteered: tuple[LM, list[list[int]] | str, list[str]], kind: str
+) -> None:
     """Else a defense could hide harm in them. (Qwen's checkpoints ask for sampling and a repetition penalty.)"""
-    steered = tiny.reconfigured(llama, tmp_path / "steered", "generation_config.json", **HOSTILE[kind])
-    assert said_by_transformers(steered) != said_by_transformers(llama), "it would have counted"
-    assert load(steered).generate(TEXTS) == load(llama).generate(TEXTS)
-    assert load(steered).ends == load(llama).ends == (1,)
+    plain, said, answers = unsteered
+    steered = load(tiny.reconfigured(llama, tmp_path / "steered", "generation_config.json", **HOSTILE[kind]))
+    assert said_by_transformers(steered) != said, "it would have counted"
+    assert steered.generate(TEXTS) == answers
+    assert steered.ends == plain.ends == (1,)
 
 
-def test_nor_do_those_in_its_config(llama: Path, tmp_path: Path) -> None:
-    steered = tiny.reconfigured(llama, tmp_path / "steered", suppress_tokens=[HELP], eos_token_id=[1, CANNOT])
-    (steered / "generation_config.json").unlink()
-    assert said_by_transformers(steered) != said_by_transformers(llama)
-    assert load(steered).generate(TEXTS) == load(llama).generate(TEXTS)
+def test_nor_do_those_in_its_config(
+    llama: Path, tmp_path: Path, unsteered: tuple[LM, list[list[int]] | str, list[str]]
+) -> None:
+    folder = tiny.reconfigured(llama, tmp_path / "steered", suppress_tokens=[HELP], eos_token_id=[1, CANNOT])
+    (folder / "generation_config.json").unlink()
+    steered = load(folder)
+    assert said_by_transformers(steered) != unsteered[1]
+    assert steered.generate(TEXTS) == unsteered[2]
 
 
 def with_special(folder: Path, target: Path, *names: str, ends: Callable[[list[int]], Any]) -> LM:
