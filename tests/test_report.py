@@ -50,6 +50,17 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def text(plain: Path) -> str:
+    """The page of the simulated demo, made once: its figures take most of the time."""
+    return plain.read_text()
+
+
+def undrawn(dossier: Dossier) -> Dossier:
+    """Without its curves, for what stands on the page in words: drawing them takes most of the time."""
+    return dossier.model_copy(update={"curves": ()})
+
+
+@pytest.fixture(scope="module")
 def shown(plain: Path) -> Opened:
     return opened(plain)
 
@@ -115,32 +126,32 @@ def test_hostile_text_is_inert(tmp_path: Path) -> None:
     assert shown.document.all("html")[0]["data-drawn"] == "10"
 
 
-def test_redacted_unless_asked() -> None:
+def test_redacted_unless_asked(text: str) -> None:
     """Prompts and answers are on the page only when given, marked as sensitive."""
-    content = simulated.dossier()
-    hidden = page.render(content)
-    assert PROMPT not in hidden and ANSWER not in hidden and "Sensitive" not in Document(hidden).text
+    content = undrawn(simulated.dossier())
+    for hidden in (text, page.render(content)):
+        assert PROMPT not in hidden and ANSWER not in hidden and "Sensitive" not in Document(hidden).text
     shown = Document(page.render(content, answers(PROMPT, ANSWER))).text
     assert PROMPT in shown and ANSWER in shown and "Sensitive" in shown
     many = Document(page.render(content, answers(PROMPT, ANSWER, 250))).text
     assert many.count(ANSWER) == 200 and "50 more are not shown" in many
 
 
-def test_page_says_what_the_dossier_says() -> None:
+def test_page_says_what_the_dossier_says(text: str) -> None:
     """Every sentence, check and hash stands on the page, and the limits of the evidence with them."""
-    content = simulated.dossier()
-    text = Document(page.render(content)).text
+    content, written = simulated.dossier(), text
+    text = Document(written).text
     said = [verdict.sentence for verdict in content.verdicts] + [check.says for check in content.checks]
     assert all(one in text for one in (*said, *(facts.hash for facts in content.subjects)))
     assert "not that an 8B model is safe" in text
     assert "Not tried: " in text and "cutting (pruning" in text and "could not be checked" in text
     assert content.manifest.kept in text
-    assert page.render(content) == page.render(content)
+    assert page.render(content) == written
 
 
-def test_accessible() -> None:
+def test_accessible(text: str) -> None:
     """Landmarks, one first heading, captions and scoped headers on every table, a label for every figure and box."""
-    document = Document(page.render(simulated.dossier()))
+    document = Document(text)
     for tag in ("header", "main", "nav", "footer"):
         assert len(document.all(tag)) == 1, tag
     assert len(document.all("h1")) == 1
@@ -188,24 +199,20 @@ def grid() -> str:
 class TestGrid:
     """Some thirty attacks on three subjects: grouped, folded, and still one page."""
 
-    def test_drawn_when_unfolded(self, grid: str, tmp_path: Path) -> None:
-        """Folded figures are drawn once they are unfolded; the landscapes lie open."""
-        for name, text, drawn in (
-            ("folded", grid, 2 + 3),
-            (
-                "unfolded",
-                grid.replace('<details class="attack"', '<details open class="attack"'),
-                grid.count("data-figure="),
-            ),
-        ):
-            path = tmp_path / name / "report.html"
-            path.parent.mkdir()
-            path.write_text(text)
-            assert path.stat().st_size < 8e6
-            shown = opened(path)
-            assert (shown.console, shown.requests) == ([], [])
-            assert shown.document.all("html")[0]["data-drawn"] == str(drawn)
-        assert drawn > 60
+    @pytest.mark.parametrize("opening", [0, 6, pytest.param(99, marks=pytest.mark.hard)])
+    def test_drawn_when_unfolded(self, grid: str, tmp_path: Path, opening: int) -> None:
+        """Folded figures are drawn once they are unfolded, and no others are; the landscapes lie open."""
+        path, folded = tmp_path / "report.html", '<details class="attack"'
+        parts = grid.split(folded)
+        opened_now = parts[1 : 1 + opening]
+        text = '<details open class="attack"'.join([parts[0], *opened_now])
+        path.write_text(folded.join([text, *parts[1 + opening :]]))
+        assert path.stat().st_size < 8e6
+        shown = opened(path)
+        assert (shown.console, shown.requests) == ([], [])
+        drawn = 2 + 3 + sum(part.count("data-figure=") for part in opened_now)
+        assert shown.document.all("html")[0]["data-drawn"] == str(drawn)
+        assert (drawn > 10) == (opening > 0) and (opening < 99 or drawn == grid.count("data-figure=") > 60)
 
     def test_every_attack_on_every_subject_in_its_family(self, grid: str) -> None:
         document = Document(grid)
@@ -312,7 +319,7 @@ def test_seeds_that_are_all_alike_are_said_and_no_more_are_asked_for() -> None:
     for alike in (True, False):
         copies = {one.name: first.model_copy(update={"seed": one.seed}) for one in grid.cells} if alike else {}
         mine = [copies.get(one.name, one) if one.name.startswith("lox.harmful.") else one for one in grid.cells]
-        content = grid.model_copy(update={"cells": tuple(mine), "verdicts": (told,)})
+        content = undrawn(grid.model_copy(update={"cells": tuple(mine), "verdicts": (told,)}))
         assert ("Add seeds to harmful" in printed(content)) is not alike
     assert "3 of 3 seeds, all alike" in Document(page.render(content)).text
 
@@ -370,7 +377,7 @@ def test_what_a_hardening_took_counts_what_it_was_put_on() -> None:
         "full-rank": {"on": "lox", "hardening": Cost(examples=2400, tokens=51_000, flops=3e12, seconds=188)},
     }
     subjects = tuple(one.model_copy(update=costs.get(one.name, {})) for one in content.subjects)
-    content = content.model_copy(update={"subjects": subjects})
+    content = undrawn(content.model_copy(update={"subjects": subjects}))
     text = Document(page.render(content)).text
     for said in ("4 s, 2 TFLOPs no training", "192 s, 5 TFLOPs 2.4 k rows, 51 k tokens, with lox's", "hardened on lox"):
         assert said in " ".join(text.split())
@@ -382,11 +389,11 @@ def test_what_a_hardening_took_counts_what_it_was_put_on() -> None:
     assert "Hardening took" not in printed(simulated.dossier())
 
 
-def test_what_is_concluded_is_said_first() -> None:
+def test_what_is_concluded_is_said_first(text: str) -> None:
     """The worst over all attacks, with every reason, before any single attack is shown."""
     dossier = simulated.dossier()
     [lox] = [one for one in dossier.conclusions if one.subject == "lox"]
-    text = Document(page.render(dossier)).text
+    text = Document(text).text
     assert lox.word == "no-better" and text.index(lox.sentence) < text.index("How long safety held")
     assert all(reason in text for reason in lox.reasons)
     console = Console(file=io.StringIO(), width=1000, record=True)
@@ -395,7 +402,7 @@ def test_what_is_concluded_is_said_first() -> None:
     assert shown.index(lox.sentence) < shown.index("benign  finetune")
 
 
-def test_what_a_search_promised_stands_beside_what_fresh_prompts_say() -> None:
+def test_what_a_search_promised_stands_beside_what_fresh_prompts_say(text: str) -> None:
     content = simulated.dossier().model_dump()
     [benign] = [one for one in content["manifest"]["attacks"] if one["name"] == "benign"]
     benign["found"] = {
@@ -410,12 +417,9 @@ def test_what_a_search_promised_stands_beside_what_fresh_prompts_say() -> None:
     dossier = Dossier.model_validate(content)
     [verdict] = [one for one in dossier.verdicts if (one.subject, one.attack) == ("lox", "benign")]
     says = f"said harm 0.97 on its own prompts and seeds; fresh ones say {verdict.harm.value:.2f}"
-    text = Document(page.render(dossier)).text
-    assert says in text and f"{0.97 - verdict.harm.value:+.2f}" in text
-    assert (
-        "No adversary searched" not in text
-        and "No adversary searched" in Document(page.render(simulated.dossier())).text
-    )
+    searched, plain = Document(page.render(undrawn(dossier))).text, Document(text).text
+    assert says in searched and f"{0.97 - verdict.harm.value:+.2f}" in searched
+    assert "No adversary searched" not in searched and "No adversary searched" in plain
     console = Console(file=io.StringIO(), width=1000, record=True)
     console.print(terminal.table(dossier))
     assert says in console.export_text()
