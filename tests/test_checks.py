@@ -396,9 +396,9 @@ class TestPrompts:
         assert found(audit(harder), "fresh prompts")[0].passed is False  # the twin's own are no harder
 
     def test_many_attacks_are_no_more_false_alarms(self) -> None:
-        """Thirty attacks on the same prompts, by chance alone: of 200 audits, at most one in twenty is called a fraud."""
+        """Thirty attacks on the same prompts, by chance alone: of 100 audits, at most one in twenty is called a fraud."""
         draw, alarms = np.random.default_rng(0), 0
-        for _ in range(200):
+        for _ in range(100):
             hard = {name: draw.normal(0, 0.5, 40) for name in ("asked", "fresh")}
             tests = [
                 tuple({str(i): float(one < base - 0.5) for i, one in enumerate(hard[name] + draw.normal(0, 0.3, 40))}
@@ -408,7 +408,7 @@ class TestPrompts:
             tests += [tuple(prompts._flat([one[side] for one in tests]) for side in (0, 1))]
             p_values = [prompts._higher(fresh, asked) for asked, fresh in tests]
             alarms += min(p_values) * len(tests) < prompts.FALSE_ALARM
-        assert alarms <= 10
+        assert alarms <= 5
 
     @pytest.mark.parametrize("always", [0.0, 1.0])
     def test_a_judge_that_sleeps(self, always: float) -> None:
