@@ -11,6 +11,7 @@ import pytest
 import audits
 import tiny
 from holdfast import cli
+from holdfast import trials as trying
 from holdfast.record import Milestone
 from holdfast.run import Run
 from holdfast.watched import Trial
@@ -55,6 +56,7 @@ seeds = [0]
 max_new_tokens = 4
 utility_floor = 0.0
 """
+BUDGET = 5
 
 
 class Found:
@@ -70,7 +72,7 @@ class Found:
         self.words += ["--processes", "2"]
 
     def search(self, out: Path, *more: str) -> int:
-        return cli.main(["search", *self.words, "--budget", "8", "--out", str(out), *more])
+        return cli.main(["search", *self.words, "--budget", str(BUDGET), "--out", str(out), *more])
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ class TestSearch:
         cost = facts["cost"]
         repeated = trials(run.folder, "*-again-*")
         assert cost["spent"] == sum(one.cost for one in (*done, *repeated) if one.status != "failed")
-        assert cost["budget"] == 8 * cost["whole_trial"] == 8 * done[0].cost
+        assert cost["budget"] == BUDGET * cost["whole_trial"] == BUDGET * done[0].cost
         before = sum(one.cost for one in done[:-4] if one.status != "failed")
         assert before < cost["budget"] <= cost["spent"]
 
@@ -192,11 +194,18 @@ class TestSearch:
 class TestFailures:
     @pytest.mark.parametrize("fault, reason", [("always", "too far"), ("death", "code -9")])
     def test_too_many_in_a_row_end_it(
-        self, found: Found, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str, reason: str
+        self,
+        found: Found,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        fault: str,
+        reason: str,
     ) -> None:
+        monkeypatch.setattr(trying, "FAILURES", trying.BATCH)  # one batch, for each trial has a process of its own
         assert found.search(tmp_path / "run", "--set", f"settings.fault={fault}") == 2
         told = capsys.readouterr().err
-        assert "8 trials in a row failed" in told and reason in told
+        assert f"{trying.BATCH} trials in a row failed" in told and reason in told
         assert not (tmp_path / "run/verdict.json").exists()
 
     @pytest.mark.parametrize(
