@@ -12,7 +12,7 @@ FLOORS = [
     {"disk", "changes"},
     {"checkpoint", "cluster", "rounding", "quantizers", "unrolled", "relabeling", "live", "resume"},
     {"drive", "anatomy", "moved", "kvcache"},
-    {"surgery", "answering", "losses", "shards"},
+    {"surgery", "answering", "losses", "shards", "vision"},
     {"loading", "exits", "serving", "passes"},
     {"lm", "corpus", "record", "refusals"},
     {
