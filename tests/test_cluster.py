@@ -72,21 +72,24 @@ def nodes() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, made: tiny.Made, nodes: Path) -> dict[str, Any]:
-    """One audit on this machine and on the cluster. On the cluster, one of its cells is killed at the first try."""
-    folder = tmp_path_factory.mktemp("both")
+    """One audit on this machine and on the cluster. On the cluster, one of its cells is killed at the first try.
+
+    Few cells, for each has a worker of its own there, which must first import all that it needs.
+    """
+    folder, tuned = tmp_path_factory.mktemp("both"), {key: value for key, value in TUNE.items() if key != "method"}
     once = (
         "seen = Path(self.word)",
         "if seen.parent.exists() and not seen.exists():",
         "    seen.write_text(f'{lm.folder} {__file__}')",
         "    os.kill(os.getpid(), signal.SIGKILL)",
-        "weight *= 0.9",
-        "at(Cost(steps=1))",
+        "from holdfast import method",
+        f"method.make('attacks', 'finetune', 'test', **{tuned})(lm, hand, at, seed)",
     )
     word = folder / "deadly/seen"
     own = {"name": "own", "method": audits.attack(folder, "own", *once), "seeds": [0], "word": str(word)}
     lox = {"name": "lox", "twin": "twin", "harden": {"method": "lox", "rank": 2, "strength": 0.5}}
     twin = {"name": "twin", "model": str(made.aligned), "base": str(made.base)}
-    path = audits.write(folder, made, [TUNE | {"name": "tune"}, own], subjects=[twin, lox])
+    path = audits.write(folder, made, [own], subjects=[twin, lox])
     local = audits.run_all(path, folder / "local")
     word.parent.mkdir()
     console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
@@ -103,7 +106,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, made: tiny.Made, nodes: Path)
 
 def test_cells_are_the_same_bytes_as_on_this_machine(both: dict[str, Any]) -> None:
     here, there = (audits.cells(both["folder"] / name) for name in ("local", "ray"))
-    assert len(here) == 8 and here == there
+    assert len(here) == 4 and here == there
     one, other = (audits.timeless(verdict.write(both[name])) for name in ("local", "ray"))
     assert one == other.replace(str(both["folder"] / "ray"), str(both["folder"] / "local"))
 
