@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
+from cases import in_turn
 from holdfast import anatomy, calibration, exits, method, quantizers
 from holdfast.attacks.drop_layers import _influence
 from holdfast.corpus import Corpus, Hand
@@ -183,8 +184,14 @@ def test_nf4_makes_its_usual_error_at_any_width(width: int) -> None:
     assert float(error.norm() / matrix.norm()) == pytest.approx(0.092, abs=0.006)
 
 
-@every
-@pytest.mark.parametrize("by", ["torchao-int8-weight", "torchao-int4-weight", "bitsandbytes-nf4"])
+@pytest.mark.parametrize(
+    ("architecture", "by"),
+    in_turn(
+        tiny.EVERY,
+        ("torchao-int8-weight", "torchao-int4-weight", "bitsandbytes-nf4"),
+        whole=("llama", "gpt2", "mixtral"),  # plain matrices, Conv1D, fused experts
+    ),
+)
 def test_libraries_round_every_matrix(checkpoint: Make, corpus: Corpus, architecture: str, by: str) -> None:
     lm = subject(checkpoint, architecture)
     whole = logits(lm)

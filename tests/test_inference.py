@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import tiny
+from cases import in_turn
 from holdfast import method, perturb
 from holdfast.attacks.gcg import GCG
 from holdfast.attacks.latent import Latent
@@ -35,7 +36,6 @@ QUICK: dict[str, dict[str, Any]] = {
     "contrast": {"strengths": (2.0,)},
 }
 HOOKED = ["soft_prompt", "latent", "contrast"]
-hooked = pytest.mark.parametrize("name", HOOKED)
 
 
 def subject(checkpoint: Make, architecture: str = "llama") -> LM:
@@ -84,8 +84,9 @@ def test_armed_prompts_change_and_others_stay_to_the_bit(checkpoint: Make, corpu
             assert all(weight.requires_grad and weight.grad is None for weight in lm.model.parameters())
 
 
-@every
-@hooked
+@pytest.mark.parametrize(
+    ("architecture", "name"), in_turn(tiny.EVERY, HOOKED, whole=("llama", "gpt2", "mixtral", "gemma3"))
+)
 def test_hooks_work_on_every_architecture(checkpoint: Make, corpus: Corpus, architecture: str, name: str) -> None:
     """Whatever the padding beside it a prompt is read as if it were alone, and answered the same with a cache or without."""
     lm = subject(checkpoint, architecture)
@@ -258,8 +259,7 @@ def test_contrast_refuses_what_it_cannot_mix(checkpoint: Make, corpus: Corpus) -
 # Perturbations
 
 
-@every
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(("architecture", "norm"), in_turn(tiny.EVERY, ("l2", "linf")))
 def test_the_latent_push_is_one_vector_within_its_ball(
     checkpoint: Make, corpus: Corpus, architecture: str, norm: str
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
+from cases import in_turn
 from holdfast import anatomy, method, pruning, train
 from holdfast.corpus import Corpus, Hand
 from holdfast.lm import LM
@@ -18,6 +19,15 @@ from holdfast.problem import Problem
 
 Make = Callable[[str], tiny.Made]
 every = pytest.mark.parametrize("architecture", tiny.EVERY)
+
+
+def every_with(name: str, *ways: str) -> pytest.MarkDecorator:
+    """Every architecture with one of the ways in turn; with all one of each kind: plain, Conv1D, fused experts."""
+    return pytest.mark.parametrize(
+        ("architecture", name), in_turn(tiny.EVERY, ways, whole=("llama", "gpt2", "mixtral"))
+    )
+
+
 GATES = {
     "mixtral": {"gate.weight"},
     "qwen2-moe": {"gate.weight", "shared_expert_gate.weight"},
@@ -64,8 +74,7 @@ def test_targets_are_all_matrices_but_gates(checkpoint: Make, architecture: str)
     assert widths <= {24, 32, 48, 128, 4 * 8}
 
 
-@every
-@pytest.mark.parametrize("by", ["magnitude", "wanda", "sparsegpt", "random"])
+@every_with("by", "magnitude", "wanda", "sparsegpt", "random")
 def test_exactly_the_fraction_goes(checkpoint: Make, corpus: Corpus, architecture: str, by: str) -> None:
     lm = subject(checkpoint, architecture)
     before = {change.name for change in lm.changes()}
@@ -77,8 +86,7 @@ def test_exactly_the_fraction_goes(checkpoint: Make, corpus: Corpus, architectur
     assert lm.generate(["modor"]) and lm.finite()
 
 
-@every
-@pytest.mark.parametrize("by", ["wanda", "sparsegpt"])
+@every_with("by", "wanda", "sparsegpt")
 def test_two_of_every_four(checkpoint: Make, corpus: Corpus, architecture: str, by: str) -> None:
     lm = subject(checkpoint, architecture)
     (matrices,) = pruned(lm, corpus, by=by, pattern="2:4", examples=4)
@@ -86,8 +94,7 @@ def test_two_of_every_four(checkpoint: Make, corpus: Corpus, architecture: str, 
         assert ((matrix.unfold(1, 4, 4) == 0).sum(-1) == 2).all()
 
 
-@every
-@pytest.mark.parametrize("importance", ["wanda", "snip"])
+@every_with("importance", "wanda", "snip")
 def test_the_set_difference_goes(checkpoint: Make, corpus: Corpus, architecture: str, importance: str) -> None:
     lm = subject(checkpoint, architecture)
     (matrices,) = pruned(lm, corpus, by="safety", importance=importance, fractions=[0.0625], examples=4)
