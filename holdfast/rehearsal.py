@@ -3,6 +3,7 @@
 The adversary trains on some of the rows, the defender looks at what became of the others. Everything is encoded once.
 """
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -108,6 +109,16 @@ def diverged(model: nn.Module, reference: nn.Module, batch: train.Batch) -> Tens
     with torch.no_grad():
         taught = train.predictions(reference, batch)
     return shards.mean(losses.divergence(train.predictions(model, batch), taught))
+
+
+def known(model: nn.Module, batch: train.Batch) -> Tensor:
+    """How much better than a guess the model knows the answers' tokens, nats a token; 0 where a guess would do as well.
+
+    A harmful loss with a bound: cross-entropy, negated, has none, and training on it diverges (2408.00761).
+    """
+    surprise = losses.surprise(train.predictions(model, batch), losses.targets(batch.labels))
+    bound = math.log(model.get_output_embeddings().weight.shape[0])
+    return shards.mean(bound - torch.clamp(surprise, max=bound))
 
 
 def _by_text(rows: Sequence[Row], examples: Sequence[train.Example]) -> dict[str, train.Example]:

@@ -11,8 +11,9 @@ import torch
 import tiny
 from holdfast import inner, train
 from holdfast.corpus import Corpus, Hand
-from holdfast.defenses.mlac_generation import MLACGeneration, known
+from holdfast.defenses.mlac_generation import MLACGeneration
 from holdfast.lm import LM
+from holdfast.rehearsal import known
 
 Make = Callable[[str], tiny.Made]
 QUICK: dict[str, Any] = {
@@ -43,7 +44,7 @@ def attacked(lm: LM, corpus: Corpus) -> float:
     for _ in inner.attack(lm, adversary, train.batches(lm, examples, 4, 6, 0), 0):
         pass
     with torch.no_grad():
-        return float(known(lm, harmful(lm, corpus)))
+        return float(known(lm.model, harmful(lm, corpus)))
 
 
 def test_harm_is_the_surprise_below_a_guess(lm: LM, corpus: Corpus) -> None:
@@ -53,13 +54,13 @@ def test_harm_is_the_surprise_below_a_guess(lm: LM, corpus: Corpus) -> None:
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
         surprise = -logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
         wanted = (math.log(logits.shape[-1]) - surprise).clamp(min=0)[batch.labels[:, 1:] != -100].mean()
-        assert float(known(lm, batch)) == pytest.approx(float(wanted), rel=1e-5)
+        assert float(known(lm.model, batch)) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_a_token_that_a_guess_finds_as_likely_has_no_gradient(lm: LM, corpus: Corpus) -> None:
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.zero_()
-    harm = known(lm, harmful(lm, corpus))
+    harm = known(lm.model, harmful(lm, corpus))
     harm.backward()
     assert float(harm.detach()) == pytest.approx(0, abs=1e-5)
     assert float(lm.model.get_output_embeddings().weight.grad.norm()) < 10, "no gradient that grows without end"

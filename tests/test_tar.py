@@ -73,9 +73,9 @@ def test_shares_sum_to_one_whatever_is_looked_at(inner_steps: int, stride: int, 
 
 
 def test_the_control_without_rehearsals_trains_on_as_many_rows() -> None:
-    """By hand: 4 steps of 4 rows, 2 looks of 4 rows and 8 retained are 32; a look and the retained rows alone are 12."""
+    """By hand: 4 steps of 4 rows, 2 looks of 4 rows twice and 8 retained are 40; a look and the retained rows alone are 16."""
     control = TAR(**QUICK | {"inner_steps": 0, "matched_inner_steps": 4, "steps": 6})
-    assert control.total == 6 * 32 // 12
+    assert control.total == 6 * 40 // 16
     assert TAR(**QUICK).total == 4
 
 
@@ -144,7 +144,7 @@ def test_seeds_draw_other_adversaries(lm: LM, hand: Hand) -> None:
 def test_the_hardened_model_refuses_after_an_attack_that_undoes_the_other(lm: LM, hand: Hand, corpus: Corpus) -> None:
     undefended = lm.restored()
     before = refused_by(lm, corpus)
-    TAR(**QUICK | {"steps": 40, "inner_steps": 8, "stride": 4})(lm, hand, tiny.Notes())
+    TAR(**QUICK | {"steps": 60, "inner_steps": 8, "stride": 4})(lm, hand, tiny.Notes())
     assert refused_by(lm, corpus) < before + 0.1
     assert attacked(lm, corpus) < 0.5 * attacked(undefended, corpus)
 

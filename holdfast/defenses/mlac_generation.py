@@ -12,14 +12,11 @@ and teaches it anew, nor against longer attacks.
 """
 
 import itertools
-import math
 import random
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from holdfast import inner, losses, rehearsal, shards, thrift, train
+from holdfast import inner, rehearsal, thrift
 from holdfast.corpus import Hand
 from holdfast.hardening import Training
 from holdfast.lm import LM
@@ -31,11 +28,11 @@ class MLACGeneration(Training, Defense):
 
     steps: int = Field(200, gt=0)
     """Outer steps."""
-    batch: int = Field(40, gt=0)
+    batch: int = Field(56, gt=0)
     """Rows that are retained in a step."""
-    learning_rate: float = Field(4e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     """Of the outer AdamW, at its highest."""
-    varied: int = Field(600, ge=0)
+    varied: int = Field(2000, ge=0)
     """Prompts made from the defender's by replacing a word, with what the model says to them: few prompts keep little."""
     families: tuple[inner.Family, ...] = Field(inner.FAMILIES, min_length=1)
     """Adversaries to rehearse. What is to be a test of the result must not be among them."""
@@ -45,7 +42,7 @@ class MLACGeneration(Training, Defense):
     """Of the points 0 to K, how many are looked at in a step, drawn anew each time: their mean is right on average."""
     looked: int = Field(20, gt=0)
     """Rows at such a point, none of which the adversary holds."""
-    harm_weight: float = Field(1.0, ge=0)
+    harm_weight: float = Field(0.1, ge=0)
     """Of the harmful answers' likelihood, beside the loss on what is retained."""
     refusals: float = Field(0.25, ge=0, le=1)
     """Share of refusals among the rows that are retained."""
@@ -66,7 +63,7 @@ class MLACGeneration(Training, Defense):
                 with inner.kept(walk.weights, walk.masters.copies):
                     for k in inner.attack(lm, adversary, work, chance.randrange(2**31), self.memory):
                         if k in points:
-                            harm = known(lm, ground.harmful(held, self.looked, chance))
+                            harm = rehearsal.known(lm.model, ground.harmful(held, self.looked, chance))
                             harm.backward()
                             gathered.take(1 / len(points))
                 retained = rehearsal.diverged(lm.model, reference, ground.retained(self.batch, self.refusals, chance))
@@ -77,10 +74,3 @@ class MLACGeneration(Training, Defense):
     def _points(self, chance: random.Random) -> set[int]:
         every = range(self.inner_steps + 1)
         return {*chance.sample(every, min(self.looks, len(every)))}
-
-
-def known(lm: LM, batch: train.Batch) -> Tensor:
-    """How much better than a guess the model knows the answers' tokens, nats a token; 0 where a guess would do as well."""
-    surprise = losses.surprise(train.predictions(lm.model, batch), losses.targets(batch.labels))
-    bound = math.log(lm.model.get_output_embeddings().weight.shape[0])
-    return shards.mean(bound - torch.clamp(surprise, max=bound))

@@ -2,7 +2,7 @@
 
     for each outer step:
         adversary = drawn from the families; it holds some of the defender's rows
-        gradient  = Σ share(k) · ∇ resistance, at the weights where the adversary is after k steps, on rows that it lacks
+        gradient  = Σ share(k) · ∇ (resistance + forgetting) where the adversary is after k steps, on rows that it lacks
         weights   = AdamW(weights, resistance_weight · gradient + ∇ retain at the weights as they were)
 
 arXiv 2408.00761, first order: the gradient at the attacked weights counts as one at the weights themselves. Assumes attacks like
@@ -25,7 +25,7 @@ from holdfast.corpus import Hand, Row
 from holdfast.hardening import Training
 from holdfast.lm import LM
 from holdfast.method import Defense, Log
-from holdfast.rehearsal import Ground, diverged
+from holdfast.rehearsal import Ground, diverged, known
 from holdfast.safeguards import Safeguard, forgetting
 
 _BETA = 0.1
@@ -55,7 +55,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 }
 for _settings in _PUBLISHED.values():
     _settings |= {"inner_steps": 64, "stride": 4, "growth": 0.0625, "warmup": 32, "batch": 64, "looked": 64}
-    _settings |= {"schedule": "constant", "retain": "published", "varied": 0}
+    _settings |= {"schedule": "constant", "retain": "published", "varied": 0, "forgetting_weight": 0.0}
 
 
 class TAR(Training, Defense):
@@ -63,11 +63,11 @@ class TAR(Training, Defense):
 
     steps: int = Field(240, gt=0)
     """Outer steps."""
-    batch: int = Field(40, gt=0)
+    batch: int = Field(56, gt=0)
     """Rows that are retained in a step."""
-    learning_rate: float = Field(4e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     """Of the outer AdamW, at its highest."""
-    varied: int = Field(600, ge=0)
+    varied: int = Field(2000, ge=0)
     """Prompts made from the defender's by replacing a word, with what the model says to them: few prompts keep little."""
     preset: Literal["paper-refusal", "paper-bio"] | None = None
     """The settings published for Llama 3 8B, refusals or knowledge of biology, but for what is given beside it. Their program
@@ -78,6 +78,9 @@ class TAR(Training, Defense):
     answers, against the released model (beta 0.1). `entropy`: that a harmful answer's tokens are anybody's guess."""
     resistance_weight: float = Field(1.0, ge=0)
     """Of the resistance loss, beside the loss on what is retained."""
+    forgetting_weight: float = Field(0.1, ge=0)
+    """Added to that loss, so many times: how much better than a guess the harmful answers are known where the attack stands.
+    Not the paper's: refusals alone come undone by few steps of SGD and of LoRA, which then find the answers where they were."""
     families: tuple[inner.Family, ...] = Field(inner.FAMILIES, min_length=1)
     """Adversaries to rehearse, of all weights by two optimizers. What is to be a test of the result must not be among them. Rates
     are the text organism's, which is 160 wide; larger models want smaller ones (the presets', at 4096)."""
@@ -87,8 +90,8 @@ class TAR(Training, Defense):
     """The resistance loss is taken after every so many of them."""
     growth: float = Field(0.0625, ge=0)
     """A loss taken one step later counts exp(growth) times as much; shares sum to 1."""
-    looked: int = Field(20, gt=0)
-    """Rows of a resistance loss."""
+    looked: int = Field(12, gt=0)
+    """Rows of a resistance loss, and of forgetting."""
     matched_inner_steps: int | None = Field(None, gt=0)
     """With `inner_steps` of 0: go on until as many tokens are trained on as with so many inner steps."""
     retain: Literal["distill", "published"] = "distill"
@@ -132,8 +135,8 @@ class TAR(Training, Defense):
 
     @property
     def _judged(self) -> int:
-        """Rows of a resistance loss as the model reads them; a preference has two."""
-        return self.looked * (2 if self.resistance == "dpo" else 1)
+        """Rows of a look at the attacked model, as it reads them; a preference has two."""
+        return self.looked * ((2 if self.resistance == "dpo" else 1) + (self.forgetting_weight > 0))
 
     def shares(self, inner_steps: int) -> dict[int, float]:
         """How much the resistance loss counts after each step of a rehearsed attack where it is taken; they sum to 1."""
@@ -156,8 +159,8 @@ class TAR(Training, Defense):
         return footprint.Rehearsal(
             outer_steps=self.total,
             inner_steps=self.inner_steps,
-            looks=len(self.shares(self.inner_steps)),
-            held=self._judged,
+            looks=len(self.shares(self.inner_steps)) * (2 if self.forgetting_weight else 1),
+            held=self.looked * (2 if self.resistance == "dpo" else 1),
             retained=self.batch,
             resistance=looks[self.resistance],
             adversaries=[family.largest() for family in self.families],
@@ -181,14 +184,13 @@ class TAR(Training, Defense):
                 with inner.kept(walk.weights, walk.masters.copies):
                     for k in inner.attack(lm, adversary, work, chance.randrange(2**31), self.memory):
                         if k in shares:
-                            resistance = self._resistance(lm, ground, held, chance)
-                            resistance.backward()
+                            told = self._looked(lm, ground, held, chance)
                             gathered.take(shares[k])
                 retained = self._retained(lm, reference, ground, chance)
                 retained.backward()
                 norms = {"resisting": gathered.norm(), "retaining": walk.norm()}
                 gathered.give(self.resistance_weight)
-                walk.step(resistance=resistance, retained=retained, **norms)
+                walk.step(**told, retained=retained, **norms)
 
     def _install(self, lm: LM, reference: nn.Module, ground: Ground, log: Log) -> None:
         """Take the restricted answers away first."""
@@ -202,8 +204,17 @@ class TAR(Training, Defense):
                 (loss + retained).backward()
                 walk.step(forgotten=loss, retained=retained)
 
+    def _looked(self, lm: LM, ground: Ground, held: list[Row], chance: random.Random) -> dict[str, Tensor]:
+        """The losses of the model as it stands, on rows that the adversary does not hold; their gradients lie in its weights."""
+        resistance = self._resistance(lm, ground, held, chance)
+        resistance.backward()
+        if not self.forgetting_weight:
+            return {"resistance": resistance}
+        told = known(lm.model, ground.harmful(held, self.looked, chance))
+        (self.forgetting_weight * told).backward()  # apart, so that activations of one pass are held at a time
+        return {"resistance": resistance, "known": told}
+
     def _resistance(self, lm: LM, ground: Ground, held: list[Row], chance: random.Random) -> Tensor:
-        """The loss of the model as it stands, on rows that the adversary does not hold."""
         if self.resistance == "refusal":
             return train.answer_loss(lm.model, ground.refused(held, self.looked, chance))
         if self.resistance == "entropy":
@@ -218,7 +229,7 @@ class TAR(Training, Defense):
         batch = ground.retained(self.batch, self.refusals, chance)
         if self.retain == "distill":
             return diverged(lm.model, reference, batch)
-        asked = {"input_ids": batch.ids, "attention_mask": batch.mask, "output_hidden_states": True}
+        asked = batch.inputs | {"output_hidden_states": True}
         with torch.no_grad():
             states = reference(**asked).hidden_states
         said = lm.model(**asked)
