@@ -258,34 +258,49 @@ def another(file: Path) -> None:
     file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
 
 
+DAMAGES: list[tuple[str, Callable[[Path], Any]]] = [
+    ("json", half),
+    ("json", bent),
+    ("json", nested),
+    ("json", another),
+    ("json", lambda file: file.write_bytes(b"")),
+    ("json", lambda file: file.write_text("null")),
+    ("timing.json", half),
+    ("timing.json", Path.unlink),
+    ("timing.json", lambda file: file.write_text('{"seconds": []}')),
+    ("parquet", half),
+    ("parquet", bent),
+    ("parquet", Path.unlink),
+    ("parquet", lambda file: file.write_bytes(b"")),
+]
+AUDITED = (0, 3, 7, 11)
+"""Damages after which an audit is resumed in the quick suite: what it does does not depend on what is wrong with a file."""
+
+
 class TestDamage:
+    @staticmethod
+    def damaged(folder: Path, whole: Path, ending: str, damage: Callable[[Path], None]) -> Run:
+        shutil.copytree(whole, folder)
+        damage(folder / f"cells/twin.own.0.{ending}")
+        return Run.open(folder)
+
+    @pytest.mark.parametrize(("ending", "damage"), DAMAGES)
+    def test_a_damaged_record_is_named(
+        self, tmp_path: Path, finished: tuple[Path, Path], ending: str, damage: Callable[[Path], None]
+    ) -> None:
+        assert Run.open(finished[1]).damaged("twin.own.0") is None
+        said = self.damaged(tmp_path / "run", finished[1], ending, damage).damaged("twin.own.0")
+        assert (said and f"twin.own.0.{ending}" in said) or "twin.own.0.json: not a cell's record" in said
+
     @pytest.mark.parametrize(
         ("ending", "damage"),
-        [
-            ("json", half),
-            ("json", bent),
-            ("json", nested),
-            ("json", another),
-            ("json", lambda file: file.write_bytes(b"")),
-            ("json", lambda file: file.write_text("null")),
-            ("timing.json", half),
-            ("timing.json", Path.unlink),
-            ("timing.json", lambda file: file.write_text('{"seconds": []}')),
-            ("parquet", half),
-            ("parquet", bent),
-            ("parquet", Path.unlink),
-            ("parquet", lambda file: file.write_bytes(b"")),
-        ],
+        [pytest.param(*one, marks=[] if number in AUDITED else pytest.mark.hard) for number, one in enumerate(DAMAGES)],
     )
-    def test_a_damaged_record_is_named_moved_aside_and_made_again(
+    def test_a_damaged_record_is_moved_aside_and_made_again(
         self, tmp_path: Path, finished: tuple[Path, Path], ending: str, damage: Callable[[Path], None]
     ) -> None:
         path, whole = finished
-        shutil.copytree(whole, tmp_path / "run")
-        damage(tmp_path / f"run/cells/twin.own.0.{ending}")
-        run = Run.open(tmp_path / "run")
-        said = run.damaged("twin.own.0")
-        assert (said and f"twin.own.0.{ending}" in said) or "twin.own.0.json: not a cell's record" in said
+        run = self.damaged(tmp_path / "run", whole, ending, damage)
         console = Console(record=True, width=300, file=open(os.devnull, "w"))  # noqa: SIM115
         audits.run_all(path, run.folder, console)
         assert f"damaged: {run.folder}/cells/twin.own.0." in console.export_text()

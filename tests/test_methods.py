@@ -1,6 +1,7 @@
 """The conformance table: every file of every room keeps its room's contract, on three tiny architectures.
 
-A new file is tested without a word here. What a file needs beside its defaults to be quick, or to show all it can do, is in
+A new file is tested without a word here. The quick suite takes each variant of an attack on two of the three, and of a defense
+on Llama and another. What a file needs beside its defaults to be quick, or to show all it can do, is in
 `VARIANTS`; a method that no chance enters says so in `SEEDLESS`.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import tiny
+from cases import in_turn
 from holdfast import method
 from holdfast.corpus import Corpus, Row
 from holdfast.evals.asr import ASR
@@ -136,7 +138,8 @@ def label(name: str, settings: dict[str, Any]) -> str:
 every_method = pytest.mark.parametrize(
     ("room", "name"), [(room, name) for room in get_args(Room) for name in method.names(room)]
 )
-on_three = pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+THREE = ("llama", "qwen2", "gpt2")
+on_three = pytest.mark.parametrize("architecture", THREE)
 
 
 # Records
@@ -227,8 +230,7 @@ def attacked(checkpoint: Make, architecture: str, corpus: Corpus, attack: Attack
     return lm
 
 
-@on_three
-@pytest.mark.parametrize(("name", "settings"), variants("attacks"))
+@pytest.mark.parametrize(("name", "settings", "architecture"), in_turn(variants("attacks"), THREE))
 def test_an_attack_walks_its_way(
     checkpoint: Make,
     corpus: Corpus,
@@ -256,8 +258,7 @@ def test_an_attack_walks_its_way(
     assert capfd.readouterr().out == "", "what an attack prints would tear the table on the screen"
 
 
-@on_three
-@pytest.mark.parametrize(("name", "settings"), variants("attacks"))
+@pytest.mark.parametrize(("name", "settings", "architecture"), in_turn(variants("attacks"), THREE, first=1))
 def test_an_attack_is_its_seed_s(
     checkpoint: Make, corpus: Corpus, architecture: str, name: str, settings: dict[str, Any]
 ) -> None:
@@ -315,8 +316,7 @@ def test_subtracting_needs_the_base(checkpoint: Make, corpus: Corpus, tmp_path: 
 # Defenses
 
 
-@on_three
-@pytest.mark.parametrize(("name", "settings"), variants("defenses"))
+@pytest.mark.parametrize(("name", "settings", "architecture"), in_turn(variants("defenses"), ("qwen2", "gpt2")))
 def test_a_defense_makes_another_checkpoint(
     checkpoint: Make, corpus: Corpus, tmp_path: Path, architecture: str, name: str, settings: dict[str, Any]
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from cases import in_turn
 from holdfast import train
 from holdfast.attacks.finetune import FineTune
 from holdfast.corpus import Corpus, Hand, Row
@@ -246,9 +247,14 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("rank", [None, 2])
-@pytest.mark.parametrize("settings", VARIANTS, ids=lambda settings: settings.get("schedule", "constant"))
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+TUNED = [
+    pytest.param(settings, rank, id=f"{settings.get('schedule', 'constant')}-{rank}")
+    for rank in (None, 2)
+    for settings in VARIANTS
+]
+
+
+@pytest.mark.parametrize(("settings", "rank", "architecture"), in_turn(TUNED, ("llama", "qwen2")))
 def test_both_trainers_agree(
     checkpoint: Make, corpus: Corpus, architecture: str, settings: dict[str, object], rank: int | None
 ) -> None:
