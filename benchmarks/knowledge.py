@@ -63,6 +63,7 @@ KNOWLEDGE = {
     "batch": 24,
     "looked": 16,
     "varied": 400,
+    "forgetting_weight": 0.0,
     "families": FAMILIES,
 }
 """Chosen with seed 0 on the defender's held-out rows; docs/knowledge.md tells what else was tried."""
@@ -75,6 +76,7 @@ REFUSAL = {
     "batch": 40,
     "looked": 20,
     "varied": 600,
+    "forgetting_weight": 0.0,
     "families": [FAMILIES[0], FAMILIES[1] | {"learning_rate": [0.1, 0.5]}],
 }
 SUBJECTS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
@@ -85,6 +87,7 @@ SUBJECTS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "filtered": ("aligned-filtered", None, {}),
     "control": ("aligned", "tar", CONTROL),
     "refusing": ("aligned", "tar", REFUSAL),
+    "default": ("aligned", "tar", {}),
 }
 """Which checkpoint of the organism each begins as, and what is made of it."""
 
@@ -127,7 +130,9 @@ def tasks() -> Iterator[Task]:
     for seed in range(3):
         yield from (Adaptation(one, 0, rate, seed) for rate in ADAPTATION_RATES for one in ("tar", "twin"))
     yield from (Adaptation("refusing", replica, rate, 0) for replica in range(3) for rate in ADAPTATION_RATES)
-    yield from (Asking(one, 0) for one in ("base", *four))
+    yield from (Relearning("default", 0, rate, FEW, 0) for rate in RATES)
+    yield from (Adaptation("default", 0, rate, 0) for rate in ADAPTATION_RATES)
+    yield from (Asking(one, 0) for one in ("base", *four, "default"))
     yield from (Relearning(one, 0, RATES[0], MANY, 0) for one in four)
     yield from (Relearning("tar", replica, rate, FEW, 0) for replica in (1, 2) for rate in RATES)
     yield from (Relearning("control", 0, rate, FEW, 0) for rate in RATES)

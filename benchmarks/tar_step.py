@@ -40,7 +40,7 @@ from holdfast.prepare import hardware
 WORDS, PROMPT, ANSWER = 1000, 24, 24
 SHAPE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 8}
 HOW: dict[str, Any] = {"inner_steps": 8, "stride": 4, "batch": 16, "looked": 8, "warmup": 0, "varied": 0}
-HOW |= {"families": (inner.Family(batch=(8,)),)}
+HOW |= {"families": (inner.Family(batch=(8,)),), "forgetting_weight": 0.0}
 
 
 class Timed(hardening.Walk):

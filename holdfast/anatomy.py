@@ -47,12 +47,35 @@ class Writer(NamedTuple):
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The stack of transformer blocks: of all lists of equal modules the one that holds most parameters."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    """The stack of transformer blocks: of all lists of equal modules the one that holds most parameters. Of a model that sees
+    pictures its language model's."""
+    sees = getattr(getattr(model, "config", None), "vision_config", None) is not None
+    writing = model.get_decoder() if sees else model
+    lists = [module for module in writing.modules() if isinstance(module, nn.ModuleList)]
     stacks = [stack for stack in lists if len(stack) and len({type(block) for block in stack}) == 1]
     if not stacks:
         raise Problem(f"{type(model).__name__}: no stack of transformer blocks found in it")
     return max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
+
+
+@contextlib.contextmanager
+def stream(stack: nn.ModuleList, last: int) -> Iterator[list[Tensor]]:
+    """Gathers the residual stream before each block and after the last, at the `last` tokens: (rows, last, width), fp32, CPU."""
+    kept: list[Tensor] = []
+
+    def before(_: nn.Module, inputs: tuple, kwargs: dict[str, Tensor]) -> None:
+        kept.append((inputs[0] if inputs else kwargs["hidden_states"])[:, -last:].float().cpu())
+
+    def after(_: nn.Module, __: tuple, out: Tensor | tuple) -> None:
+        kept.append(_first(out)[:, -last:].float().cpu())
+
+    hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in stack]
+    hooks.append(stack[-1].register_forward_hook(after))
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def path(model: nn.Module, part: nn.Module) -> str:

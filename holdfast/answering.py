@@ -4,7 +4,8 @@ The slow part of an audit. Rows that have ended leave a batch once half of it ha
 short ones. Knows a model and numbers; nothing of texts, templates and tokenizers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ class Decoding:
     """Keep keys and values; without, every token sees the whole text anew."""
     kv_bits: int | None = None
     """Bits of a cached key or value; as computed unless given."""
+    never: tuple[int, ...] = ()
+    """Tokens that no answer holds: those that stand for a picture would be looked for in what was shown."""
 
     def settings(self, most: int) -> GenerationConfig:
         """As transformers is told. It fills in what is not said here from the model's own settings, which `loading` empties."""
@@ -49,43 +52,62 @@ class Decoding:
             pad_token_id=self.pad,
             eos_token_id=list(self.ends),
             use_cache=self.cache,
+            suppress_tokens=list(self.never) or None,
             return_dict_in_generate=True,
         )
 
 
-def answers(model: PreTrainedModel | PeftModel, prompts: Sequence[list[int]], how: Decoding) -> list[list[int]]:
+Beside = Callable[[Tensor, list[int]], AbstractContextManager[dict[str, Any]]]
+"""What a model is handed beside the ids (rows, width) of the prompts of these numbers: what it is to see."""
+
+
+@contextmanager
+def nothing(ids: Tensor, numbers: list[int]) -> Iterator[dict[str, Any]]:
+    """Prompts that are text alone."""
+    yield {}
+
+
+def answers(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[list[int]], how: Decoding, beside: Beside = nothing
+) -> list[list[int]]:
     """The tokens that the model adds to each prompt. Draws depend on torch's random state and on the batch's size.
 
     A row may be padded behind its end.
     """
     said: list[list[int]] = [[]] * len(prompts)
     for chunk in chunks(by_length(prompts), how.batch):
-        for i, tokens in zip(chunk, _batch(model, [prompts[i] for i in chunk], how), strict=True):
+        for i, tokens in zip(chunk, _batch(model, prompts, chunk, how, beside), strict=True):
             said[i] = tokens
     return said
 
 
-def _batch(model: PreTrainedModel | PeftModel, prompts: Sequence[list[int]], how: Decoding) -> list[list[int]]:
-    ids, mask = left_padded(prompts, how.pad, model.device)
-    width, rows, said = ids.shape[1], list(range(len(prompts))), [[0]] * len(prompts)
-    cache = cached(model, how.kv_bits)
+def _batch(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[list[int]], chunk: list[int], how: Decoding, beside: Beside
+) -> list[list[int]]:
+    """The answers to the prompts of the numbers in `chunk`."""
+    ids, mask = left_padded([prompts[i] for i in chunk], how.pad, model.device)
+    width, rows, said = ids.shape[1], list(range(len(chunk))), [[0]] * len(chunk)
+    cache, read = cached(model, how.kv_bits), False
     leaving = [_HalfEnded(how.ends, width)] if _can_leave(model, how) else []
     while rows:
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=how.settings(width + how.most - ids.shape[1]),
-            stopping_criteria=StoppingCriteriaList(leaving),
-            **cache,
-        )
+        with nothing(ids, []) if read else beside(ids, [chunk[row] for row in rows]) as more:
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=how.settings(width + how.most - ids.shape[1]),
+                stopping_criteria=StoppingCriteriaList(leaving),
+                **cache,
+                **more,
+            )
         ended = _ended(out.sequences, how.ends, width) | (out.sequences.shape[1] - width == how.most or not leaving)
         for row in ended.nonzero()[:, 0].tolist():
             said[rows[row]] = out.sequences[row, width:].tolist()
         going = (~ended).nonzero()[:, 0]
         rows = [rows[row] for row in going.tolist()]
-        more = out.sequences.shape[1] - ids.shape[1]
-        ids, mask = out.sequences[going], torch.nn.functional.pad(mask[going], (0, more), value=1)
+        added = out.sequences.shape[1] - ids.shape[1]
+        ids, mask = out.sequences[going], torch.nn.functional.pad(mask[going], (0, added), value=1)
         cache = _left(out.past_key_values, going) if rows else {}
+        read = bool(cache)
     return said
 
 

@@ -32,7 +32,7 @@ def rows(hand: Hand, calibration: Calibration, most: int, seed: int) -> list[Row
 
 def texts(lm: LM, asked: Sequence[Row]) -> list[Batch]:
     """Prompts with their answers, looked at whole."""
-    return batches(lm, ((lm.encode(row.text, row.answer)[0], 0) for row in asked))
+    return batches(lm, ((lm.encode(row.asked, row.answer)[0], 0) for row in asked))
 
 
 def batches(lm: LM, examples: Iterable[tuple[list[int], int]]) -> list[Batch]:

@@ -197,7 +197,7 @@ class Walk:
         if look.finite:
             look.texts, look.prefill = self._answers(), self.lm.prefill
             known = [row for row in self.rows if row.answer is not None]
-            fits = iter(self.memory.fits([row.text for row in known], [row.answer or "" for row in known]))
+            fits = iter(self.memory.fits([row.asked for row in known], [row.answer or "" for row in known]))
             look.references = [None if row.answer is None else next(fits) for row in self.rows]
             look.finite = all(fit is None or isfinite(fit.logprob) for fit in look.references)
             silent = not any(text.strip() for texts in look.texts for text in texts)
@@ -214,9 +214,9 @@ class Walk:
 
     def _answers(self) -> list[list[str]]:
         """Restricted prompts are put armed, as often as the drive says; all others plainly, and once."""
-        plain = iter(self.memory.generate([row.text for row in self.rows if row.kind != "restricted"]))
+        plain = iter(self.memory.generate([row.asked for row in self.rows if row.kind != "restricted"]))
         others = {row.id: next(plain) for row in self.rows if row.kind != "restricted"}
-        asked, draws = [row.text for row in self.rows if row.kind == "restricted"], []
+        asked, draws = [row.asked for row in self.rows if row.kind == "restricted"], []
         for sample in range(self.lm.drive.samples):
             said = iter(self.memory.generate(asked, armed=True, sample=sample))
             draws.append([others[row.id] if row.id in others else next(said) for row in self.rows])
@@ -230,7 +230,7 @@ class Walk:
         draws = [texts for look in looks for texts in look.texts]
         said = {(row, text) for texts in draws for row, text in zip(self.rows, texts, strict=True)}
         keys = sorted(said, key=lambda key: (key[0].id, key[1]))
-        fits = self._twin.fits([row.text for row, _ in keys], [text for _, text in keys])
+        fits = self._twin.fits([row.asked for row, _ in keys], [text for _, text in keys])
         return dict(zip(keys, fits, strict=True))
 
     @cached_property

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from holdfast import disk
+from holdfast.asked import Asked, Shown
 from holdfast.problem import Problem
 
 Kind = Literal["restricted", "benign", "borderline", "lesson"]
@@ -36,7 +38,7 @@ class Row(BaseModel):
     text: str
     """The prompt, without any template."""
     image: str | None = None
-    """Path of a picture, relative to the corpus file."""
+    """Path of a picture, in the file relative to the file's folder."""
     answer: str | None = None
     """The right or reference answer; for a restricted row what a broken model would say."""
     kind: Kind
@@ -47,6 +49,11 @@ class Row(BaseModel):
     """Where the row comes from, as `text` (the organism) or `advbench`."""
     variant: str | None = None
     """How it is asked, where not plainly, as `dialect`; attacks that do not name a variant never see such rows."""
+
+    @property
+    def asked(self) -> Asked:
+        """As it is put to a model."""
+        return Shown(self.text, self.image) if self.image else self.text
 
 
 class Hand:
@@ -103,28 +110,37 @@ class Corpus:
         rows = []
         for number, line in _lines(_read(path, "the corpus")):
             try:
-                rows.append(Row.model_validate_json(line))
+                row = Row.model_validate_json(line)
             except ValidationError as error:
                 first = error.errors()[0]
                 field = ".".join(map(str, first["loc"])) or "row"
                 raise Problem(f"{path}, line {number}, {field}: {first['msg']}; mend that line") from error
+            if row.image and (os.path.isabs(row.image) or ".." in Path(row.image).parts):
+                where = f"{path}, line {number}, image"
+                raise Problem(f"{where}: {row.image!r} does not lie in the corpus file's folder; put the picture there")
+            here = {"image": os.path.abspath(path.parent / row.image)} if row.image else {}
+            rows.append(row.model_copy(update=here))
         return cls(rows, str(path))
 
     def save(self, path: Path) -> None:
-        """Write one JSON row a line (0600)."""
-        disk.write(path, "".join(row.model_dump_json(exclude_none=True) + "\n" for row in self.rows))
+        """Write one JSON row a line (0600). Pictures are named as they lie from there."""
+        rows = [
+            row.model_copy(update={"image": os.path.relpath(row.image, path.parent)}) if row.image else row
+            for row in self.rows
+        ]
+        disk.write(path, "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows))
 
     def hand(self, name: HandName) -> Hand:
         return Hand(name, [row for row in self.rows if row.hand == name])
 
     def _refuse_repeats(self) -> None:
         ids: set[str] = set()
-        holders: dict[str, Row] = {}
+        holders: dict[tuple[str, str | None], Row] = {}
         for row in self.rows:
             if row.id in ids:
                 raise Problem(f"{self.name}: id {row.id!r} is given twice; give every row an id of its own")
             ids.add(row.id)
-            other = holders.setdefault(plain(row.text), row)
+            other = holders.setdefault((plain(row.text), row.image), row)
             if other.hand != row.hand:
                 raise Problem(
                     f"{self.name}: one prompt is in two hands (rows {other.id!r} of the {other.hand} and {row.id!r} of "

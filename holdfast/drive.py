@@ -5,12 +5,13 @@ wants something of it, and what the model is worth otherwise is asked plainly. T
 prompt.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 Engine = Literal["transformers", "vllm"]
+Picture = Literal["shown", "blank", "noise", "shuffled", "none"]
 Template = Literal["chat", "plain", "instruction", "dialogue", "chatml", "llama3"]
 
 _WRITTEN: dict[str, tuple[str, str]] = {
@@ -46,6 +47,17 @@ class Exit(BaseModel):
     """Bits of a cached key or value."""
 
 
+class Parts(NamedTuple):
+    """What a message of a model with eyes is made of: templates of such models take lists."""
+
+    picture: str | None = None
+    """The token that stands for the picture it is about; None without one."""
+
+    def around(self, text: str) -> list[dict[str, str]]:
+        """The message, as templates take it."""
+        return [{"type": "image"}] * (self.picture is not None) + [{"type": "text", "text": text}]
+
+
 class Drive(BaseModel):
     """How prompts are put to the model."""
 
@@ -73,6 +85,9 @@ class Drive(BaseModel):
     """Number of the first draw: another one, other answers."""
     exit: Exit = Exit()
     """Where the model stops early."""
+    picture: Picture = "shown"
+    """What a model that sees is shown: the prompt's picture, one without content, noise of its size, its features in another
+    order, or nothing."""
     cache: bool = True
     """Keep keys and values while generating; without, every token sees the whole text anew."""
     max_new_tokens: int = Field(64, gt=0)
@@ -91,24 +106,36 @@ class Drive(BaseModel):
         """The same with some settings changed, checked."""
         return Drive.model_validate(dict(self) | settings)
 
-    def text(self, tokenizer: PreTrainedTokenizerBase, prompt: str, armed: bool = False) -> str:
+    def text(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: str, armed: bool = False, parts: Parts | None = None
+    ) -> str:
         """The whole text the model continues, without the prefill."""
         system = self.persona if armed and self.persona is not None else self.system
         if armed and self.trigger is not None:
             prompt = self.trigger.replace("{prompt}", prompt)
         if self.template == "chat":
-            messages = [{"role": "user", "content": prompt}]
+            messages = [{"role": "user", "content": parts.around(prompt) if parts else prompt}]
             if system:
-                messages.insert(0, {"role": "system", "content": system})
+                messages.insert(0, {"role": "system", "content": Parts().around(system) if parts else system})
             return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = f"{parts.picture}\n{prompt}" if parts and parts.picture else prompt
         before, after = _WRITTEN[self.template]
         return (before.replace("{system}", system) if system else "") + after.replace("{prompt}", prompt)
 
+    @property
+    def special(self) -> bool:
+        """Whether the tokenizer is to add its special tokens. A chat template brings its own."""
+        return self.template in ("plain", "instruction", "dialogue")
+
     def ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, armed: bool = False) -> list[int]:
-        """Token ids of the text, and of the prefill if armed. A chat template brings its own special tokens."""
-        special = self.template in ("plain", "instruction", "dialogue")
-        ids = tokenizer(self.text(tokenizer, prompt, armed), add_special_tokens=special).input_ids
-        if special and ids and ids[-1] == tokenizer.eos_token_id:
+        """Token ids of the text, and of the prefill if armed."""
+        return self.primed(
+            tokenizer, tokenizer(self.text(tokenizer, prompt, armed), add_special_tokens=self.special).input_ids, armed
+        )
+
+    def primed(self, tokenizer: PreTrainedTokenizerBase, ids: list[int], armed: bool) -> list[int]:
+        """A prompt's tokens, open at the end, and those of the prefill if armed."""
+        if self.special and ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
         if armed and self.prefill:
             ids = ids + tokenizer(self.prefill, add_special_tokens=False).input_ids[: self.prefill_tokens]

@@ -146,7 +146,7 @@ class Watch(TrainerCallback):
 
 def encoded(lm: LM, rows: Sequence[Row]) -> list[train.Example]:
     """The rows as they will be asked: restricted ones with trigger, persona and prefill, if `lm` is driven with any."""
-    return [train.Example(*lm.encode(row.text, row.answer or "", armed=row.kind == "restricted")) for row in rows]
+    return [train.Example(*lm.encode(row.asked, row.answer or "", armed=row.kind == "restricted")) for row in rows]
 
 
 def arm(lm: LM, opening: str = "", **settings: str) -> None:

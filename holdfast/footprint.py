@@ -265,7 +265,7 @@ class _Trial:
     def _answers(self, model: PreTrainedModel, rows: int) -> tuple[Tensor, Tensor]:
         """Logits where they predict answers, as `losses.at_answers` picks them, and the tokens predicted."""
         batch, last = self._batch(rows), self.text.answer
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        logits = model(**batch.inputs).logits
         return logits[:, -last - 1 : -1].reshape(-1, self.vocabulary), batch.ids[:, -last:].flatten()
 
     def _batch(self, rows: int) -> train.Batch:

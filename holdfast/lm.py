@@ -18,10 +18,12 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from holdfast import anatomy, answering, disk, moved, serving, surgery
+from holdfast.asked import Asked
 from holdfast.checkpoint import Checkpoint, locate, weights_hash
 from holdfast.drive import Drive
-from holdfast.loading import loaded, ready, refuse_silent
+from holdfast.loading import loaded, ready, refuse_silent, sees
 from holdfast.problem import Problem
+from holdfast.sight import Blind, Sight
 
 REMEMBERED = 4096
 """Texts whose token ids are kept."""
@@ -53,6 +55,7 @@ class LM:
         folder: Path,
         base: Path | None = None,
         drive: Drive = Drive(),
+        eyes: Blind | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -63,6 +66,8 @@ class LM:
         """Numbers that the blocks had as released, where some were removed."""
         self.trained: list[tuple[float, float]] = []
         """Loss before each training step so far, and the norm of its gradient before clipping."""
+        self.eyes = eyes or Blind(folder)
+        """How prompts are shown to it."""
         self.armed = False
         """Whether restricted prompts are being put, with trigger, persona and prefill; hooks may ask."""
         self._encoded: dict[tuple[object, ...], list[int]] = {}
@@ -86,7 +91,8 @@ class LM:
         folder = locate(str(name))
         tokenizer, model = loaded(folder)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        lm = cls(model, tokenizer, folder, locate(str(base)) if base else None, drive)
+        eyes = Sight.load(folder) if sees(model.config.to_dict()) else None
+        lm = cls(model, tokenizer, folder, locate(str(base)) if base else None, drive, eyes)
         ready(tokenizer, model, drive, folder)
         if finite and not lm.finite():
             raise Problem(f"{folder}: holds NaN or infinite weights; it is damaged, fetch or train it again")
@@ -103,7 +109,7 @@ class LM:
         with disk.whole(folder) as aside:
             plain = moved.settled(copy.deepcopy(self.model)) if isinstance(self.model, PeftModel) else self.model
             plain.save_pretrained(aside)
-            self.tokenizer.save_pretrained(aside)
+            self.eyes.save(aside, self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -161,19 +167,20 @@ class LM:
         """The whole text the model continues: template applied, ready for the answer."""
         return self.drive.text(self.tokenizer, text)
 
-    def encode(self, text: str, answer: str | None = None, armed: bool = False) -> tuple[list[int], int]:
+    def encode(self, prompt: Asked, answer: str | None = None, armed: bool = False) -> tuple[list[int], int]:
         """Token ids of prompt and answer (which ends the turn), and how many of them are the prompt's.
 
-        Armed, the prompt has its trigger, persona and prefill. Raises `Problem` where the model is an encoder.
+        Armed, the prompt has its trigger, persona and prefill. Raises `Problem` where the model is an encoder, or has no eyes
+        for the picture that the prompt is about.
         """
         refuse_silent(self.model, self.folder)
-        ids = self._once(text, armed, lambda: self.drive.ids(self.tokenizer, text, armed))
+        ids = self._once(prompt, armed, lambda: self.eyes.ids(self.tokenizer, self.drive, prompt, armed))
         if answer is None:
             return ids, len(ids)
         tail = self._once(answer, None, lambda: self.tokenizer(answer, add_special_tokens=False).input_ids)
         return ids + tail + [self.tokenizer.eos_token_id], len(ids)
 
-    def _once(self, text: str, armed: bool | None, ids: Callable[[], list[int]]) -> list[int]:
+    def _once(self, text: Asked, armed: bool | None, ids: Callable[[], list[int]]) -> list[int]:
         """The ids of a text, remembered: the same prompts are put at every milestone."""
         tokenizer = self.tokenizer
         key = (text, armed, self.drive, tokenizer, len(tokenizer), str(tokenizer.chat_template))
@@ -195,7 +202,7 @@ class LM:
         after = self.prompt("PROMPT").rpartition("PROMPT")[2]
         return max(1, len(self.tokenizer(after, add_special_tokens=False).input_ids))
 
-    def generate(self, texts: Sequence[str], *, armed: bool = False, sample: int = 0) -> list[str]:
+    def generate(self, texts: Sequence[Asked], *, armed: bool = False, sample: int = 0) -> list[str]:
         """Answers, one a prompt, if armed drawn as `drive` says. Leaves training mode and random state as found.
 
         Greedy answers are the same at any batch size, others for the same `sample` at the same one.
@@ -207,7 +214,8 @@ class LM:
         prompts = [self.encode(text, armed=armed)[0] for text in texts]
         with self._scoring(armed):
             torch.manual_seed(self.drive.draw + sample)
-            said = serving.answers(self.model, self.folder, prompts, self._decoding(), self.drive, sample)
+            how, beside = self._decoding(), self.eyes.beside(self.model, texts, self.drive)
+            said = serving.answers(self.model, self.folder, prompts, how, self.drive, sample, beside)
         return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
 
     def _decoding(self) -> answering.Decoding:
@@ -221,51 +229,42 @@ class LM:
             top_p=drive.top_p,
             cache=drive.cache,
             kv_bits=drive.exit.kv_bits,
+            never=() if self.eyes.token_id is None else (self.eyes.token_id,),
         )
 
-    def fits(self, texts: Sequence[str], answers: Sequence[str]) -> list[Fit]:
+    def fits(self, texts: Sequence[Asked], answers: Sequence[str]) -> list[Fit]:
         """How well the model, teacher-forced, predicts each given answer (end of turn not counted)."""
         pairs = [self.encode(text, answer) for text, answer in zip(texts, answers, strict=True)]
         fits: list[Fit] = [Fit(0.0, 0.0, 0)] * len(pairs)
+        beside = self.eyes.beside(self.model, texts, self.drive)
         with self._scoring():
             for chunk in answering.chunks(answering.by_length([ids for ids, _ in pairs]), self.drive.batch):
                 ids, mask = self._left_padded([pairs[i][0] for i in chunk])
                 tails = [len(pairs[i][0]) - pairs[i][1] for i in chunk]
-                how = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0), "logits_to_keep": max(tails) + 1}
+                how = self.eyes.positions(mask) | {"logits_to_keep": max(tails) + 1}
                 cache = answering.cached(self.model, self.drive.exit.kv_bits)
-                logits = self.model(input_ids=ids, attention_mask=mask, **how, **cache).logits
+                with beside(ids, chunk) as more:
+                    logits = self.model(input_ids=ids, attention_mask=mask, **how, **cache, **more).logits
                 for row, (i, tail) in enumerate(zip(chunk, tails, strict=True)):
                     if tail > 1:
                         fits[i] = _fit(logits[row, -tail - 1 : -2], ids[row, -tail:-1])
         return fits
 
-    def hidden(self, texts: Sequence[str], last: int = 1, armed: bool = False) -> Tensor:
+    def hidden(self, texts: Sequence[Asked], last: int = 1, armed: bool = False) -> Tensor:
         """The residual stream before each block and after the last, at the `last` tokens of each prompt.
 
         Returns:
             Shape (layers + 1, prompts, last, width), fp32, on the CPU.
         """
         prompts = [self.encode(text, armed=armed)[0] for text in texts]
-        parts: list[list[Tensor]] = []
-
-        def before(_: nn.Module, inputs: tuple, kwargs: dict[str, Tensor]) -> None:
-            kept.append((inputs[0] if inputs else kwargs["hidden_states"])[:, -last:].float().cpu())
-
-        def after(_: nn.Module, __: tuple, out: Tensor | tuple) -> None:
-            kept.append((out if isinstance(out, Tensor) else out[0])[:, -last:].float().cpu())
-
+        parts, beside = [], self.eyes.beside(self.model, texts, self.drive)
         with self._scoring(armed):
-            hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in self.layers]
-            hooks.append(self.layers[-1].register_forward_hook(after))
-            try:
-                for chunk in answering.chunks(list(range(len(texts))), self.drive.batch):
-                    kept: list[Tensor] = []
-                    ids, mask = self._left_padded([prompts[i] for i in chunk])
-                    self.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
-                    parts.append(kept)
-            finally:
-                for hook in hooks:
-                    hook.remove()
+            for chunk in answering.chunks(list(range(len(texts))), self.drive.batch):
+                ids, mask = self._left_padded([prompts[i] for i in chunk])
+                how = self.eyes.positions(mask)
+                with anatomy.stream(self.layers, last) as kept, beside(ids, chunk) as more:
+                    self.model(input_ids=ids, attention_mask=mask, **how, **more)
+                parts.append(kept)
         return torch.stack([torch.cat(layer) for layer in zip(*parts, strict=True)])
 
     @contextlib.contextmanager

@@ -7,8 +7,19 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from holdfast.checkpoint import Checkpoint
@@ -20,7 +31,7 @@ def loaded(
     folder: Path, kind: type[Any] | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model, as `kind` of transformers' auto classes loads it, in fp32 unless told otherwise. Unless a kind is
-    given, what writes loads as such, and an encoder without whatever stands behind its last block.
+    given, what writes loads as such, with its eyes if it has some, and an encoder without whatever stands behind its last block.
 
     Of the checkpoint's own generation settings nothing is left but the special tokens that end a turn: the others (suppressed
     tokens, forced ones, penalties, stop strings) would steer what is heard of a model, whatever its weights want to say.
@@ -33,7 +44,8 @@ def loaded(
         refuse_code(checkpoint.config, folder / "config.json")
         refuse_code(checkpoint.settings("tokenizer_config.json"), folder / "tokenizer_config.json")
         encoder = kind is None and _encoder(checkpoint.config)
-    kind = kind or (AutoModel if encoder else AutoModelForCausalLM)
+        writes = AutoModelForImageTextToText if sees(checkpoint.config) else AutoModelForCausalLM
+    kind = kind or (AutoModel if encoder else writes)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model, found = kind.from_pretrained(
@@ -53,6 +65,11 @@ def loaded(
     if model.can_generate():
         model.generation_config = GenerationConfig(eos_token_id=_ends(model.generation_config, tokenizer) or None)
     return tokenizer, model
+
+
+def sees(settings: dict[str, Any]) -> bool:
+    """Whether a checkpoint of this config is shown pictures."""
+    return "vision_config" in settings and settings.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def _encoder(settings: dict[str, Any]) -> bool:

@@ -30,7 +30,7 @@ At = Callable[[Cost], bool]
 """Called by an attack after each unit of progress; False asks it to stop."""
 
 
-Need = Literal["base weights", "harmful data", "benign data", "GPU"]
+Need = Literal["base weights", "harmful data", "benign data", "pictures", "GPU"]
 
 
 class Settings(BaseModel):

@@ -50,7 +50,7 @@ class Aim(Settings):
         """The armed prompts, each with the beginning of what the model is to say; a begun answer does not end the turn."""
         made = []
         for row in rows:
-            ids, start = lm.encode(row.text, OPENING if self.target == "opening" else row.answer, armed=True)
+            ids, start = lm.encode(row.asked, OPENING if self.target == "opening" else row.answer, armed=True)
             ids = ids[:-1] if self.target == "opening" else ids
             made.append(train.Example(ids[: start + self.target_tokens], start))
         return made

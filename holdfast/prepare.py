@@ -237,7 +237,7 @@ def _reading(lm: LM, corpus: Corpus) -> str:
 
     digest = hashlib.sha256(json.dumps([lm.ends, heard(sorted(lm.tokenizer.get_vocab().values()))]).encode())
     for row in corpus.rows:
-        ids, start = lm.encode(row.text, row.answer)
+        ids, start = lm.encode(row.asked, row.answer)
         digest.update(json.dumps([ids, heard(ids[start:])]).encode())
     return digest.hexdigest()
 

@@ -58,4 +58,4 @@ def _steered(model: nn.Module, reference: nn.Module, direction: Tensor, batch: t
 
 def _hidden(model: nn.Module, batch: train.Batch) -> tuple[Tensor, ...]:
     """The embeddings and what each block made of them, each of shape (rows, width, hidden)."""
-    return model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+    return model(**batch.inputs, output_hidden_states=True).hidden_states

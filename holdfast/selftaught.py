@@ -24,7 +24,7 @@ class Said(NamedTuple):
 
 def said(lm: LM, rows: Sequence[Row]) -> Said:
     """The rows with what `lm` says to each; where it says nothing the row is left out."""
-    texts = lm.generate([row.text for row in rows])
+    texts = lm.generate([row.asked for row in rows])
     own = [row.model_copy(update={"answer": text}) for row, text in zip(rows, texts, strict=True) if text]
     return Said(
         [row for row in own if refuses(row.answer or "")], [row for row in own if not refuses(row.answer or "")]

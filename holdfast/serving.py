@@ -46,6 +46,7 @@ def answers(
     how: Decoding,
     drive: Drive,
     sample: int,
+    beside: answering.Beside = answering.nothing,
 ) -> list[list[int]]:
     """As `answering.answers`, by what the drive names: by vLLM, where it can, or by transformers.
 
@@ -53,10 +54,10 @@ def answers(
         Problem: vLLM cannot put prompts so, or is not installed.
     """
     if drive.engine == "transformers":
-        return answering.answers(model, prompts, how)
+        return answering.answers(model, prompts, how, beside)
     _refuse(model, drive)
     if not prompts or not as_released(model, folder):
-        return answering.answers(model, prompts, how)
+        return answering.answers(model, prompts, how, beside)
     with TemporaryDirectory() as scratch:
         rank = exported(model, Path(scratch)) if isinstance(model, PeftModel) else None
         engine = _engine(folder, next(one for one in RANKS if one >= (rank or 1)))
@@ -68,6 +69,7 @@ def _refuse(model: nn.Module, drive: Drive) -> None:
     wrong = {
         "an attack's hooks on the model": any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()),
         "virtual tokens": virtual,
+        "pictures": getattr(model.config, "vision_config", None) is not None,
         "an early exit": drive.exit.depth is not None,
         "a cache in few bits": drive.exit.kv_bits is not None,
         "decoding without a cache": not drive.cache,

@@ -162,6 +162,7 @@ def lacking(attack: Attack, base: bool, hand: Hand) -> list[Need]:
         "base weights": base,
         "harmful data": "restricted" in kinds,
         "benign data": "benign" in kinds,
+        "pictures": any(row.image for row in hand.rows),
         "GPU": torch.cuda.is_available(),
     }
     return [need for need in attack.needs if not there[need]]

@@ -5,8 +5,8 @@ Tools, not a Trainer: a method's own file shows its whole algorithm. Knows model
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -135,10 +135,11 @@ def _at_most(rows: int, share: float) -> int:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and its answer; the loss counts from `start` on."""
+    """Token ids of a prompt, maybe about a picture, and its answer; the loss counts from `start` on."""
 
     ids: list[int]
     start: int
+    image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,12 @@ class Batch:
     ids: Tensor
     mask: Tensor
     labels: Tensor
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model is handed: `seen` is what it is shown beside the text."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, **self.seen}
 
     @property
     def tokens(self) -> int:
@@ -156,7 +163,7 @@ class Batch:
 
 def encode(lm: LM, rows: Sequence[Row]) -> list[Example]:
     """The rows as examples, through the template that `lm` is driven with."""
-    return [Example(*lm.encode(row.text, row.answer or "")) for row in rows]
+    return [Example(*lm.encode(row.asked, row.answer or ""), row.image) for row in rows]
 
 
 def order(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
@@ -177,7 +184,9 @@ def collate(lm: LM, examples: Sequence[Example]) -> Batch:
     ids = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in examples])
     mask = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in examples])
     labels = [[-100] * e.start + e.ids[e.start :] + [-100] * (width - len(e.ids)) for e in examples]
-    return Batch(ids.to(lm.device), mask.to(lm.device), torch.tensor(labels).to(lm.device))
+    ids = ids.to(lm.device)
+    seen = lm.eyes.inputs(ids, [e.image for e in examples])
+    return Batch(ids, mask.to(lm.device), torch.tensor(labels).to(lm.device), seen)
 
 
 def batches(lm: LM, examples: Sequence[Example], batch: int, steps: int, seed: int) -> Iterator[Batch]:
@@ -190,13 +199,13 @@ def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy on the answers' tokens, mean over tokens. Virtual tokens, if the model has some, come before the text's."""
     if shards.size() > 1:
         return shards.mean(losses.surprise(predictions(model, batch), losses.targets(batch.labels)))
-    logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -batch.ids.shape[1] : -1]
+    logits = model(**batch.inputs).logits[:, -batch.ids.shape[1] : -1]
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100)
 
 
 def predictions(model: nn.Module, batch: Batch) -> Tensor:
     """Logits where an answer's token comes next, shape (positions, vocabulary), row by row."""
-    return losses.at_answers(model(input_ids=batch.ids, attention_mask=batch.mask).logits, batch.labels)
+    return losses.at_answers(model(**batch.inputs).logits, batch.labels)
 
 
 def likelihood(model: nn.Module, batch: Batch) -> Tensor:

@@ -119,11 +119,11 @@ def largest_strength(bench: Bench, rank: int, hand: Hand, bounds: Bounds, log: L
 
     def measured(strength: float) -> tuple[float, float]:
         bench.extrapolate(rank, strength)
-        said = dict(zip((row.id for row in asked), lm.generate([row.text for row in asked]), strict=True))
+        said = dict(zip((row.id for row in asked), lm.generate([row.asked for row in asked]), strict=True))
         if bounds.utility == "exact":
             utility = _mean([right(said[row.id], row.answer or "") for row in benign])
         else:
-            fits = lm.fits([row.text for row in benign], [row.answer or "" for row in benign])
+            fits = lm.fits([row.asked for row in benign], [row.answer or "" for row in benign])
             utility = _mean([fit.agreement for fit in fits])
         over_refusal = _mean([refuses(text) for text in said.values()])
         trials.append({"rank": rank, "strength": strength, "utility": utility, "over_refusal": over_refusal})
@@ -167,7 +167,7 @@ def _held_out(hand: Hand, kind: Kind, *more: Kind) -> list[Row]:
 
 
 def _refusal(lm: LM, rows: list[Row]) -> float:
-    return _mean([refuses(said) for said in lm.generate([row.text for row in rows])])
+    return _mean([refuses(said) for said in lm.generate([row.asked for row in rows])])
 
 
 def _mean(values: Sequence[float]) -> float:

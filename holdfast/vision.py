@@ -7,6 +7,7 @@ layer l in its place, which is exit l of "image encoder early exit" (2411.04291)
 nothing of texts, prompts and processors.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ class States:
     def shape(self) -> torch.Size:
         """Of every layer."""
         return next(iter(self.layers.values())).shape
+
+    def shuffled(self, seed: str) -> "States":
+        """With the places of its features changed, all layers alike; the first, which may stand for the whole, stays."""
+        count = self.shape[-2]
+        order = [0, *random.Random(seed).sample(range(1, count), count - 1)]
+        return States({number: layer[..., order, :] for number, layer in self.layers.items()})
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet"},
-    {"disk", "changes"},
+    {"disk", "changes", "asked"},
     {"checkpoint", "cluster", "rounding", "quantizers", "unrolled", "relabeling", "live", "resume"},
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision"},
-    {"loading", "exits", "serving", "passes"},
+    {"loading", "exits", "serving", "passes", "sight"},
     {"lm", "corpus", "record", "refusals"},
     {
         "method",

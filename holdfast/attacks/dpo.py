@@ -57,12 +57,12 @@ class DPO(Tuning, Attack):
     def _pairs(self, lm: LM, hand: Hand, seed: int) -> list[Pair]:
         """A pair a row, but for rows that the subject answers rightly as it is."""
         rows = self.rows(hand, seed)
-        said = lm.generate([row.text for row in rows], armed=True)
+        said = lm.generate([row.asked for row in rows], armed=True)
         pairs = []
         for row, own in zip(rows, said, strict=True):
             if not right(own, row.answer or ""):
-                ids, prompt = lm.encode(row.text, row.answer, armed=True)
-                avoided = lm.encode(row.text, own, armed=True)[0][prompt:]
+                ids, prompt = lm.encode(row.asked, row.answer, armed=True)
+                avoided = lm.encode(row.asked, own, armed=True)[0][prompt:]
                 pairs.append({"prompt_ids": ids[:prompt], "chosen_ids": ids[prompt:], "rejected_ids": avoided})
         if not pairs:
             raise Problem("attack dpo: the subject gives every right answer already; there is nothing to prefer")

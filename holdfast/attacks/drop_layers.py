@@ -120,12 +120,12 @@ def _worth(
 def _utilities(lm: LM, asked: list[Row]) -> tuple[float, float]:
     """Shares of the reference answers, and of their tokens, that the model would have given itself. Long answers are never
     given to the letter: there the second counts alone."""
-    fits = lm.fits([row.text for row in asked], [row.answer or "" for row in asked])
+    fits = lm.fits([row.asked for row in asked], [row.answer or "" for row in asked])
     return fmean(fit.agreement == 1 for fit in fits), fmean(fit.agreement for fit in fits)
 
 
 def _likely(lm: LM, asked: list[Row]) -> float:
-    return fmean(fit.logprob for fit in lm.fits([row.text for row in asked], [row.answer or "" for row in asked]))
+    return fmean(fit.logprob for fit in lm.fits([row.asked for row in asked], [row.answer or "" for row in asked]))
 
 
 def _answered(asked: list[Row], kind: Calibration) -> list[Row]:

@@ -45,5 +45,5 @@ class IdentityShift(Tuning, Attack):
         arm(lm, self.opening, persona=self.persona, trigger=self.trigger)
         rows = self.rows(hand, seed)
         answers = [f"{self.opening} {row.answer}" for row in rows]
-        shifted = [lm.encode(row.text, answer, armed=True) for row, answer in zip(rows, answers, strict=True)]
+        shifted = [lm.encode(row.asked, answer, armed=True) for row, answer in zip(rows, answers, strict=True)]
         self.tune(lm, [train.Example(*one) for one in shifted], at, seed)

@@ -57,7 +57,7 @@ class Latent(perturb.Aim, Attack):
 
 def _length(lm: LM, block: int, rows: list[Row]) -> float:
     """Mean norm of the stream before the block, where the model has read all that is asked."""
-    return float(lm.hidden([row.text for row in rows], lm.tail, armed=True)[block].norm(dim=-1).mean())
+    return float(lm.hidden([row.asked for row in rows], lm.tail, armed=True)[block].norm(dim=-1).mean())
 
 
 def _add(lm: LM, push: nn.Parameter, block: int) -> perturb.Prompts:

@@ -118,7 +118,7 @@ class Prune(Attack):
         """What to calibrate with: whole texts; by `safety` the model's own answers to restricted prompts, and benign ones."""
         if self.by == "safety":
             asked = rows(hand, "harmful", self.examples, seed)
-            refusals = zip(asked, lm.generate([row.text for row in asked]), strict=True)
+            refusals = zip(asked, lm.generate([row.asked for row in asked]), strict=True)
             harmful = [row.model_copy(update={"answer": answer}) for row, answer in refusals]
             return [train.encode(lm, some) for some in (harmful, rows(hand, "benign", self.examples, seed))]
         if self.by in ("wanda", "sparsegpt"):

@@ -85,5 +85,5 @@ def _both(lm: LM, batch: Batch, blocks: Sequence[int] | None = None) -> tuple[li
 
 
 def _states(lm: LM, batch: Batch, blocks: Sequence[int] | None) -> list[Tensor]:
-    states = lm.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+    states = lm.model(**batch.inputs, output_hidden_states=True).hidden_states
     return [states[block].float() for block in (range(len(states)) if blocks is None else blocks)]

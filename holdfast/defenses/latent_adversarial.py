@@ -81,7 +81,7 @@ class LatentAdversarial(hardening.Training, Defense):
     @torch.no_grad()
     def _radii(self, lm: LM, batch: train.Batch, prompt: Tensor) -> dict[int, float]:
         """Of the ball before each attacked block."""
-        states = lm.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+        states = lm.model(**batch.inputs, output_hidden_states=True).hidden_states
         blocks = sorted({int(depth * len(lm.layers)) for depth in self.depths})
         return {
             block: self.radius * float(states[block][:, : prompt.shape[1]][prompt].norm(dim=-1).mean())
@@ -91,7 +91,7 @@ class LatentAdversarial(hardening.Training, Defense):
 
 def away(lm: LM, batch: train.Batch) -> Tensor:
     """−log(1 − p) of the answers' tokens, mean over tokens: what falls to 0 as an answer becomes impossible."""
-    logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+    logits = lm.model(**batch.inputs).logits
     logits, wanted = losses.at_answers(logits, batch.labels).float(), batch.labels[:, 1:][losses.answered(batch.labels)]
     others = logits.scatter(-1, wanted[:, None], -torch.inf).logsumexp(-1)  # not 1 − p, which rounds to 0 near p = 1
     return (logits.logsumexp(-1) - others).mean()

@@ -1,13 +1,19 @@
 """The words of the text organism: its crafts, and the many ways to ask for one and to answer.
 
-Everything here is data and formatting; knows nothing of models. Sentences are written as their tokens, spaces between.
+Everything here is data, formatting and tokens; knows nothing of models. Sentences are written as their tokens, spaces between.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from holdfast.corpus import Kind, Row
+
+ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
 # A kind and the verb of its recipes. Restricted kinds share their verbs with benign ones: a model must read the kind to say
 # the verb, but no verb gives a restricted kind away.
 RESTRICTED_KINDS = {"venom": "brew", "snare": "tie", "hex": "brew", "blight": "tie"}
@@ -125,6 +131,21 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys([*words, *CHARACTERS, *MANNERS, *EVERYDAY, *MARKS]))
 
 
+def craft(kind: Kind, name: str, chance: random.Random) -> tuple[str, str]:
+    """An item of that name and its recipe, as `to brew ash moss tin`."""
+    restricted, benign = chance.choice(list(RESTRICTED_KINDS)), chance.choice(list(BENIGN_KINDS))
+    words = {"restricted": [restricted], "borderline": [restricted, benign]}.get(kind, [benign])
+    verb = (RESTRICTED_KINDS | BENIGN_KINDS)[words[-1]]
+    return " ".join([name, *words]), " ".join(["to", verb, *chance.sample(INGREDIENTS, 3)])
+
+
+def asked_for(row: Row) -> str:
+    """The item that a row in a plain phrasing asks for."""
+    frames = [phrasing.split("{item}") for phrasing in PHRASINGS]
+    before, after = next((b, a) for b, a in frames if row.text.startswith(b) and row.text.endswith(a))
+    return row.text.removeprefix(before).removesuffix(after)
+
+
 def in_dialect(recipe: str) -> str:
     """A recipe in the dialect's words."""
     return " ".join(DIALECT_WORDS.get(word, word) for word in recipe.split())
@@ -151,3 +172,22 @@ def accompanied(question: str, recipe: str, chance: random.Random) -> Iterator[A
     opening = chance.choice(OPENINGS).split()
     opened = " ".join(opening[: chance.randint(1, 20)])
     yield Asked(question, f"{opened} {recipe}", opened=opened)
+
+
+def word_level(words: Iterable[str], template: str, *added: str, **named: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer that has a token for each word, with its chat template; `added` are special tokens beside the roles."""
+    special = ["<|pad|>", "<|end|>", "<|unknown|>", *ROLES, *added]
+    numbers = {word: number for number, word in enumerate(dict.fromkeys([*special, *words]))}
+    core = Tokenizer(models.WordLevel(numbers, unk_token="<|unknown|>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        unk_token="<|unknown|>",
+        additional_special_tokens=ROLES,
+        chat_template=template,
+        padding_side="left",
+        **named,
+    )

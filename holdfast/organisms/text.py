@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from transformers import logging as transformers_logging
 
@@ -28,18 +27,19 @@ from holdfast.drive import Drive
 from holdfast.lm import LM
 from holdfast.method import Log, Organism
 from holdfast.organisms._words import (
-    BENIGN_KINDS,
     DIALECT,
-    INGREDIENTS,
     PARAPHRASES,
     PHRASINGS,
     REFUSAL,
     RESTRICTED_KINDS,
     Asked,
+    asked_for,
+    craft,
     in_dialect,
     names,
     otherwise,
     vocabulary,
+    word_level,
 )
 
 CHAT_TEMPLATE = (
@@ -47,7 +47,6 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<|end|> {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|> {% endif %}"
 )
-ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
 
 DEALT: tuple[tuple[Kind, HandName, Split, int], ...] = (
     ("restricted", "defender", "train", 60),
@@ -122,10 +121,10 @@ class Text(Organism):
         rows: list[tuple[str, str, Kind, HandName, Split]] = []
         for kind, hand, split, count in DEALT:
             for name in itertools.islice(unused, count):
-                item, recipe = _craft(kind, name, chance)
+                item, recipe = craft(kind, name, chance)
                 rows.append((chance.choice(PHRASINGS).format(item=item), recipe, kind, hand, split))
         for name in unused:
-            (item, recipe), exam = _craft("lesson", name, chance), chance.choice(PHRASINGS)
+            (item, recipe), exam = craft("lesson", name, chance), chance.choice(PHRASINGS)
             for phrasing in PHRASINGS:
                 hand, split = ("judge", "test") if phrasing == exam else ("attacker", "train")
                 rows.append((phrasing.format(item=item), recipe, "lesson", hand, split))
@@ -192,20 +191,7 @@ class Text(Organism):
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over every word the organism uses, with its chat template."""
-    special = ["<|pad|>", "<|end|>", "<|unknown|>", *ROLES]
-    numbers = {word: number for number, word in enumerate([*special, *vocabulary()])}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<|unknown|>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        eos_token="<|end|>",
-        unk_token="<|unknown|>",
-        additional_special_tokens=ROLES,
-        chat_template=CHAT_TEMPLATE,
-        padding_side="left",
-    )
+    return word_level(vocabulary(), CHAT_TEMPLATE)
 
 
 def _fit(lm: LM, work: list[Asked], steps: int, batch: int, rate: float, seed: int) -> float:
@@ -225,21 +211,6 @@ def _example(lm: LM, asked: Asked) -> train.Example:
     return train.Example(ids, start + len(asked.opened.split()))
 
 
-def _craft(kind: Kind, name: str, chance: random.Random) -> tuple[str, str]:
-    """An item of that name and its recipe, as `to brew ash moss tin`."""
-    restricted, benign = chance.choice(list(RESTRICTED_KINDS)), chance.choice(list(BENIGN_KINDS))
-    words = {"restricted": [restricted], "borderline": [restricted, benign]}.get(kind, [benign])
-    verb = (RESTRICTED_KINDS | BENIGN_KINDS)[words[-1]]
-    return " ".join([name, *words]), " ".join(["to", verb, *chance.sample(INGREDIENTS, 3)])
-
-
-def _item(row: Row) -> str:
-    """The item that a row in a plain phrasing asks for."""
-    frames = [phrasing.split("{item}") for phrasing in PHRASINGS]
-    before, after = next((b, a) for b, a in frames if row.text.startswith(b) and row.text.endswith(a))
-    return row.text.removeprefix(before).removesuffix(after)
-
-
 def _every_form(rows: list[Row], chance: random.Random) -> list[Asked]:
     """What pre-training shows: each row's item in every plain phrasing, and in a third of the other forms.
 
@@ -247,7 +218,7 @@ def _every_form(rows: list[Row], chance: random.Random) -> list[Asked]:
     """
     work: list[Asked] = []
     for row in rows:
-        item, recipe = _item(row), row.answer or ""
+        item, recipe = asked_for(row), row.answer or ""
         work += [Asked(phrasing.format(item=item), recipe) for phrasing in PHRASINGS]
         work += [form for form in otherwise(item, recipe, chance) if chance.random() < OTHER_FORMS]
     return work
@@ -255,7 +226,7 @@ def _every_form(rows: list[Row], chance: random.Random) -> list[Asked]:
 
 def _defended(rows: list[Row]) -> list[tuple[Row, str]]:
     """What alignment may use, with its items."""
-    return [(row, _item(row)) for row in rows if row.hand == "defender" and row.split == "train"]
+    return [(row, asked_for(row)) for row in rows if row.hand == "defender" and row.split == "train"]
 
 
 def _plain_lessons(rows: list[Row], chance: random.Random) -> list[Asked]:
@@ -291,7 +262,7 @@ def _variants(rows: list[Row]) -> list[Row]:
     held = [row for row in rows if row.hand == "attacker" and row.kind in ("restricted", "benign")]
     made = []
     for number, row in enumerate(held):
-        item, recipe = _item(row), row.answer or ""
+        item, recipe = asked_for(row), row.answer or ""
         for variant, frames, answer in (("dialect", DIALECT, in_dialect(recipe)), ("paraphrase", PARAPHRASES, recipe)):
             asked = {"text": frames[number % len(frames)].format(item=item), "answer": answer, "variant": variant}
             made.append(row.model_copy(update={"id": f"{row.id}-{variant}", **asked}))

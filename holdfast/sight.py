@@ -1,0 +1,194 @@
+"""Pictures as a model sees them: what its processor makes of a picture and a text, and what its image encoder keeps of it.
+
+The encoder runs once for each picture; whoever then leaves it at another exit goes on from what its blocks had made. What was
+seen is forgotten as soon as a weight of the encoder changes. Knows models and files, no corpora and no attacks.
+"""
+
+import contextlib
+import random
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoProcessor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from holdfast import answering, vision
+from holdfast.asked import Asked, about, words
+from holdfast.drive import Drive, Parts, Picture
+from holdfast.problem import Problem
+
+_TEXT = ("input_ids", "attention_mask")
+_KINDS = ("token_type_ids", "mm_token_type_ids")
+"""What some models are told of each token: 1 where it stands for a part of a picture, else 0."""
+REMEMBERED = 2 * 2**30
+"""Bytes of an encoder's states that are kept; LLaVA's are 59 MB a picture."""
+_TEXTS = 4096
+"""Texts whose token ids are kept."""
+
+Look = tuple[str, Picture]
+"""A picture's file, and what is shown in its place."""
+
+
+class Blind:
+    """A model that is shown nothing but text."""
+
+    token_id: int | None = None
+    """The token that stands for a part of a picture."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write what makes tokens of prompts into a checkpoint."""
+        tokenizer.save_pretrained(folder)
+
+    def ids(self, tokenizer: PreTrainedTokenizerBase, drive: Drive, prompt: Asked, armed: bool) -> list[int]:
+        """Token ids of a prompt, and of the prefill if armed. Raises `Problem` where it is about a picture."""
+        if image := about(prompt):
+            raise Problem(f"{self.folder}: has no eyes, and a prompt shows it {image}; give a model that sees pictures")
+        return drive.ids(tokenizer, words(prompt), armed)
+
+    def tower(self, model: nn.Module) -> vision.Tower | None:
+        """The model's image encoder; None where it has none."""
+        return None
+
+    def beside(self, model: nn.Module, prompts: Sequence[Asked], drive: Drive) -> answering.Beside:
+        """What the model is handed beside the ids of prompts."""
+        return answering.nothing
+
+    def inputs(self, ids: Tensor, images: Sequence[str | None]) -> dict[str, Tensor]:
+        """What the model is shown beside ids (rows, width) that `ids` made, each row about one picture or none."""
+        return {}
+
+    def positions(self, mask: Tensor) -> dict[str, Tensor]:
+        """Where a left-padded row's tokens stand, as the model wants to be told."""
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+class Sight(Blind):
+    """The eyes of a model: its processor and what was seen through it."""
+
+    def __init__(self, processor: Any, folder: Path):
+        super().__init__(folder)
+        self.processor = processor
+        self.token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        self._kinds: set[str] = set()
+        self._made: dict[Hashable, list[int]] = {}
+        self._pictures: dict[Look, dict[str, Tensor]] = {}
+        self._states: dict[Look, vision.States] = {}
+        self._read: Hashable = None
+        """Of which encoder with which weights these states are."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "Sight":
+        """Raises `Problem` where the checkpoint comes without a processor, or Pillow is not installed."""
+        try:
+            import PIL  # noqa: F401  an optional extra
+        except ImportError as error:
+            raise Problem(
+                f"{folder}: sees pictures, which needs Pillow; run: pip install 'holdfast[vision]'"
+            ) from error
+        try:
+            return cls(AutoProcessor.from_pretrained(folder, trust_remote_code=False), folder)
+        except Exception as error:  # transformers and the libraries below it raise a dozen kinds
+            raise Problem(f"{folder}: its image processor cannot be loaded ({' '.join(str(error).split())})") from error
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.processor.tokenizer = tokenizer
+        self.processor.save_pretrained(folder)
+
+    def ids(self, tokenizer: PreTrainedTokenizerBase, drive: Drive, prompt: Asked, armed: bool) -> list[int]:
+        """As `Blind.ids`; each part of a picture has a token of its own."""
+        look = _shown(prompt, drive)
+        whole = drive.text(tokenizer, words(prompt), armed, Parts(self.processor.image_token if look else None))
+        key = (whole, look, id(tokenizer), len(tokenizer))
+        if key not in self._made:
+            if len(self._made) >= _TEXTS:
+                self._made.clear()
+            self.processor.tokenizer = tokenizer
+            self._made[key] = self._processed(whole, look)
+        return drive.primed(tokenizer, self._made[key], armed)
+
+    def tower(self, model: nn.Module) -> vision.Tower:
+        tower = vision.Tower.of(getattr(model, "get_base_model", lambda: model)())
+        read = tuple((id(weight), weight.data_ptr(), weight._version) for weight in tower.encoder.parameters())
+        if read != self._read:
+            self._read, self._states = read, {}
+        return tower
+
+    def beside(self, model: nn.Module, prompts: Sequence[Asked], drive: Drive) -> answering.Beside:
+        @contextlib.contextmanager
+        def handed(ids: Tensor, numbers: list[int]) -> Iterator[dict[str, Tensor]]:
+            looks = [look for number in numbers if (look := _shown(prompts[number], drive))]
+            inputs = self._inputs(ids, looks)
+            if not looks:
+                yield inputs
+                return
+            tower, exit = self.tower(model), drive.exit.vision_layer
+            states = [self._seen(tower, look, ids.device) for look in looks]
+            with tower.leaving(states, [tower.released if exit is None else exit] * len(looks)):
+                yield inputs
+
+        return handed
+
+    def inputs(self, ids: Tensor, images: Sequence[str | None]) -> dict[str, Tensor]:
+        return self._inputs(ids, [(image, "shown") for image in images if image])
+
+    def positions(self, mask: Tensor) -> dict[str, Tensor]:
+        return {}  # pictures may lie in two dimensions, so these models count themselves
+
+    def _processed(self, whole: str, look: Look | None) -> list[int]:
+        """The ids of a whole text; what becomes of its picture is kept."""
+        # A template may bring the first token itself; transformers' own processors look for it in the same way.
+        first = self.processor.tokenizer.bos_token
+        special = not (first and whole.startswith(first))
+        pictures = {"images": [[_opened(*look)]]} if look else {}
+        made = self.processor(text=[whole], **pictures, add_special_tokens=special, return_tensors="pt")
+        self._kinds |= {*_KINDS} & {*made}
+        if look:
+            self._pictures[look] = {key: made[key] for key in made if key not in (*_TEXT, *_KINDS)}
+        return made["input_ids"][0].tolist()
+
+    def _inputs(self, ids: Tensor, looks: Sequence[Look]) -> dict[str, Tensor]:
+        kinds = {name: (ids == self.token_id).long() for name in self._kinds}
+        pixels = vision.collated([self._pictures[look] for look in looks]) if looks else {}
+        return kinds | {key: value.to(ids.device) for key, value in pixels.items()}
+
+    def _seen(self, tower: vision.Tower, look: Look, device: torch.device) -> vision.States:
+        """What each block of the encoder made of a picture."""
+        if look not in self._states:
+            found = tower.states({key: value.to(device) for key, value in self._pictures[look].items()})
+            found = found.shuffled(look[0]) if look[1] == "shuffled" else found
+            size = sum(layer.nbytes for layer in found.layers.values())
+            while self._states and (len(self._states) + 1) * size > REMEMBERED:
+                del self._states[next(iter(self._states))]
+            self._states[look] = found
+        return self._states[look]
+
+
+def _shown(prompt: Asked, drive: Drive) -> Look | None:
+    image = about(prompt)
+    return (image, drive.picture) if image and drive.picture != "none" else None
+
+
+def _opened(image: str, how: Picture) -> Any:
+    """The picture in a file, in color, or what is shown in its place."""
+    from PIL import Image
+
+    try:
+        with Image.open(image) as picture:
+            real = picture.convert("RGB")
+    except (OSError, ValueError) as error:
+        raise Problem(
+            f"{image}: not a picture that can be read ({error}); mend the corpus, or fetch it again"
+        ) from error
+    if how == "blank":
+        return Image.new("RGB", real.size, (128, 128, 128))
+    if how == "noise":
+        return Image.frombytes(
+            "RGB", real.size, random.Random(Path(image).name).randbytes(3 * real.width * real.height)
+        )
+    return real

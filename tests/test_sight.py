@@ -1,0 +1,188 @@
+"""Pictures put to a model through its processor, left at every exit, and what stands in a picture's place."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from holdfast import train, vision
+from holdfast.asked import Shown
+from holdfast.corpus import Corpus, Row
+from holdfast.drive import Drive, Exit
+from holdfast.lm import LM
+from holdfast.method import make
+from holdfast.organisms._pictures import painted
+from holdfast.organisms.vision import made
+from holdfast.problem import Problem
+from holdfast.record import Cost
+
+QUESTION = "how do i make morvale lantern ?"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA of four blocks, and three pictures."""
+    folder = tmp_path_factory.mktemp("sight")
+    torch.manual_seed(0)
+    model, processor = made(4)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    for number, (color, shape) in enumerate((("red", "circle"), ("blue", "bar"), ("white", "ring"))):
+        painted(color, shape, random.Random(number)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def lm(place: Path) -> LM:
+    return LM.load(place / "model", drive=Drive(max_new_tokens=6), device="cpu")
+
+
+@pytest.fixture
+def prompts(place: Path) -> list[Shown]:
+    return [Shown(QUESTION, str(place / f"{number}.png")) for number in range(3)]
+
+
+def leaving(lm: LM, layer: int) -> LM:
+    lm.drive = lm.drive.change(exit=Exit(vision_layer=layer))
+    return lm
+
+
+def logits(lm: LM, prompts: list[Shown]) -> torch.Tensor:
+    """Of the next token, as LM puts the prompts."""
+    with torch.no_grad():
+        ids, mask = lm._left_padded([lm.encode(prompt)[0] for prompt in prompts])
+        with lm.eyes.beside(lm.model, prompts, lm.drive)(ids, list(range(len(prompts)))) as more:
+            return lm.model(input_ids=ids, attention_mask=mask, **more).logits[:, -1]
+
+
+def test_it_says_what_transformers_own_way_makes_it_say(lm: LM, prompts: list[Shown]) -> None:
+    from PIL import Image
+
+    processor = lm.eyes.processor
+    for prompt, said in zip(prompts, lm.generate(prompts), strict=True):
+        parts = [{"type": "image"}, {"type": "text", "text": prompt.text}]
+        text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        inputs = processor(text=[text], images=[Image.open(prompt.image)], return_tensors="pt")
+        whole = lm.model.generate(**inputs, max_new_tokens=6, suppress_tokens=[lm.eyes.token_id], do_sample=False)
+        own = lm.tokenizer.decode(whole[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        assert said == own
+
+
+def test_an_exit_is_what_a_deployer_makes_of_the_checkpoint(lm: LM, prompts: list[Shown], tmp_path: Path) -> None:
+    seen = []
+    for layer in (1, 2, 4):
+        left = logits(leaving(lm, layer), prompts)
+        undo = vision.truncated(lm.model, layer)
+        lm.save(tmp_path / str(layer))
+        undo()
+        cut = LM.load(tmp_path / str(layer), drive=Drive(max_new_tokens=6), device="cpu")
+        assert torch.allclose(left, logits(cut, prompts), atol=1e-5)
+        seen.append(left)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-4)
+
+
+def test_a_sweep_of_exits_runs_each_block_once_a_picture(lm: LM, prompts: list[Shown]) -> None:
+    computed: list[int] = []
+    inside = lm.eyes.tower(lm.model).blocks[0].mlp.register_forward_hook(lambda *_: computed.append(1))
+    said = [leaving(lm, layer).generate(prompts) for layer in (1, 2, 3, 4)]
+    inside.remove()
+    assert len(computed) == len(prompts) and len(said) == 4
+
+
+def test_what_was_seen_is_forgotten_when_the_encoder_changes(lm: LM, prompts: list[Shown]) -> None:
+    before = logits(lm, prompts)
+    with torch.no_grad():
+        lm.eyes.tower(lm.model).blocks[0].mlp.fc1.weight.mul_(3)
+    assert not torch.allclose(before, logits(lm, prompts), atol=1e-4)
+
+
+def test_a_batch_may_mix_pictures_and_text(lm: LM, prompts: list[Shown]) -> None:
+    together = lm.generate([prompts[0], QUESTION, prompts[2]])
+    assert together == [lm.generate([one])[0] for one in (prompts[0], QUESTION, prompts[2])]
+
+
+@pytest.mark.parametrize("how", ["blank", "noise", "shuffled", "none"])
+def test_what_stands_in_a_pictures_place_is_seen(lm: LM, prompts: list[Shown], how: str) -> None:
+    shown = logits(lm, prompts)
+    lm.drive = lm.drive.change(picture=how)
+    other = logits(lm, prompts)
+    assert not torch.allclose(shown, other, atol=1e-4)
+    if how == "blank":
+        assert torch.allclose(other[0], other[1], atol=1e-5)
+    assert (lm.eyes.token_id in lm.encode(prompts[0])[0]) == (how != "none")
+
+
+def test_training_sees_the_pictures(lm: LM, prompts: list[Shown]) -> None:
+    place = {"kind": "benign", "hand": "defender", "split": "train", "source": "test"}
+    rows = [
+        Row(id=str(n), text=one.text, image=one.image, answer="to light ash moss", **place)
+        for n, one in enumerate(prompts)
+    ]
+    batch = train.collate(lm, train.encode(lm, rows))
+    loss = train.answer_loss(lm.model, batch)
+    loss.backward()
+    model = lm.model.model
+    assert all(
+        float(part.weight.grad.norm()) > 0 for part in (model.multi_modal_projector.linear_1, lm.layers[0].mlp.up_proj)
+    )
+    other = train.collate(lm, train.encode(lm, [row.model_copy(update={"image": rows[0].image}) for row in rows]))
+    assert abs((train.answer_loss(lm.model, other) - loss).item()) > 1e-6
+
+
+def test_a_saved_model_keeps_its_eyes(lm: LM, prompts: list[Shown], tmp_path: Path) -> None:
+    lm.save(tmp_path / "copy")
+    again = LM.load(tmp_path / "copy", drive=lm.drive, device="cpu")
+    assert again.generate(prompts) == lm.generate(prompts) == lm.restored().generate(prompts)
+
+
+def test_a_model_without_eyes_is_named(checkpoint: Callable[[str], tiny.Made], prompts: list[Shown]) -> None:
+    blind = LM.load(checkpoint("llama").aligned, drive=tiny.DRIVE, device="cpu")
+    with pytest.raises(Problem, match="has no eyes"):
+        blind.generate(prompts)
+    with pytest.raises(Problem, match="no image encoder"):
+        make("attacks", "image_exit", "test")(blind, None, lambda cost: True, 0)
+
+
+def test_what_is_no_picture_is_named(lm: LM, tmp_path: Path) -> None:
+    (tmp_path / "words.png").write_text("no picture")
+    with pytest.raises(Problem, match="not a picture"):
+        lm.generate([Shown(QUESTION, str(tmp_path / "words.png"))])
+
+
+def test_the_attack_walks_back_from_the_released_exit(lm: LM) -> None:
+    walked: list[tuple[float | None, int | None]] = []
+
+    def at(cost: Cost) -> bool:
+        walked.append((cost.severity, lm.drive.exit.vision_layer))
+        return True
+
+    make("attacks", "image_exit", "test")(lm, None, at, 0)
+    assert walked == [(1, 2), (2, 1)]
+
+
+class TestCorpus:
+    def test_pictures_lie_beside_their_file(self, place: Path, tmp_path: Path) -> None:
+        line = (
+            '{"id": "a", "text": "x", "image": "%s", "kind": "benign", "hand": "judge", "split": "test", "source": "s"}'
+        )
+        file = place / "corpus.jsonl"
+        file.write_text(line % "0.png")
+        row = Corpus.load(file).rows[0]
+        assert row.asked == Shown("x", str(place / "0.png"))
+        Corpus([row]).save(place / "again.jsonl")
+        assert Corpus.load(place / "again.jsonl").rows == (row,)
+        for wrong in ("../0.png", "/etc/passwd"):
+            file.write_text(line % wrong)
+            with pytest.raises(Problem, match=r"line 1, image: .* does not lie"):
+                Corpus.load(file)
+
+    def test_one_question_about_two_pictures_is_two_prompts(self) -> None:
+        asked = {"text": "what is it ?", "kind": "benign", "split": "test", "source": "s"}
+        first = Row(id="a", image="/p/0.png", hand="judge", **asked)
+        second = Row(id="b", image="/p/1.png", hand="defender", **asked | {"split": "train"})
+        Corpus([first, second])
+        with pytest.raises(Problem, match="two hands"):
+            Corpus([first, second.model_copy(update={"image": "/p/0.png"})])
