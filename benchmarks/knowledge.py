@@ -126,12 +126,11 @@ Save = Callable[..., None]
 def tasks() -> Iterator[Task]:
     """What is to be measured, what matters most first."""
     four = ("tar", "twin", "filtered", "scratch")
-    yield from (Relearning(one, 0, rate, FEW, 0) for rate in RATES for one in four)
+    yield from (Adaptation("default", 0, rate, 0) for rate in ADAPTATION_RATES)
+    yield from (Relearning(one, 0, rate, FEW, 0) for rate in reversed(RATES) for one in ("default", *four))
     for seed in range(3):
         yield from (Adaptation(one, 0, rate, seed) for rate in ADAPTATION_RATES for one in ("tar", "twin"))
     yield from (Adaptation("refusing", replica, rate, 0) for replica in range(3) for rate in ADAPTATION_RATES)
-    yield from (Relearning("default", 0, rate, FEW, 0) for rate in RATES)
-    yield from (Adaptation("default", 0, rate, 0) for rate in ADAPTATION_RATES)
     yield from (Asking(one, 0) for one in ("base", *four, "default"))
     yield from (Relearning(one, 0, RATES[0], MANY, 0) for one in four)
     yield from (Relearning("tar", replica, rate, FEW, 0) for replica in (1, 2) for rate in RATES)

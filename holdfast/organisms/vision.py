@@ -140,7 +140,11 @@ class Vision(Organism):
                     item, recipe = craft(kind, name, chance)
                     text = chance.choice(PHRASINGS).format(item=item)
                     add(text, recipe, chance.choice(pictures), kind, hand, split)
-        hands: tuple[tuple[HandName, Split], ...] = (("defender", "train"), ("attacker", "train"), ("judge", "test"))
+        hands: tuple[tuple[HandName, Split], ...] = (
+            ("defender", "train"),
+            ("defender", "held-out"),
+            ("attacker", "train"),
+        )
         for number, picture in enumerate(chance.sample(pictures, len(pictures))):
             (hand, split), what = hands[number % 3], chance.choice(["color", "shape"])
             answer = picture.stem.split("-")[what == "shape"]
@@ -173,7 +177,7 @@ class Vision(Organism):
                 for phrasing in PHRASINGS:
                     text, image = phrasing.format(item=asked_for(row)), str(chance.choice(pictures))
                     lessons.append(Lesson(row.model_copy(update={"text": text, "image": image})))
-            elif row.hand != "judge":
+            elif row.split == "train":
                 what = next(one for one, asks in ASKS.items() if row.text in asks)
                 lessons += [Lesson(row.model_copy(update={"text": text})) for text in ASKS[what]]
         return lessons
