@@ -22,7 +22,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from holdfast import disk, prepare, vision
 
 RESULTS = Path(__file__).parent / "results/exits.json"
-PICTURES, WORDS, IMAGE = 16, 24, 5
+PICTURES, WORDS, IMAGE = 4, 24, 5
 TOWER = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 6}
 LANGUAGE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8}
 
@@ -74,7 +74,7 @@ def round_of(model: LlavaForConditionalGeneration, pixels: Tensor, ids: Tensor) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     model, generator = made(), torch.Generator().manual_seed(1)
