@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--attacks", type=int, default=3, help="attack seeds")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="walk nothing: tell what is there")
-    parser.add_argument("--long", action="store_true", help="also walk 1,000 and 5,000 steps to the end")
+    parser.add_argument("--long", action="store_true", help="also walk 200, 1,000 and 5,000 steps to the end")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     processes.prepare(["holdfast.attacks.finetune", "holdfast.attacks.sequence"])
@@ -344,7 +344,8 @@ def main() -> None:
     records.run([job for some in kinds.values() for job in some], options.processes)
     long = []
     if options.long:
-        chosen = ((finetune("adamw", learning_rate=2e-4), 1000), (finetune("adamw", learning_rate=2e-5), 5000))
+        rates = ((2e-4, 1000), (6e-5, 200), (2e-5, 5000))
+        chosen = [(finetune("adamw", learning_rate=rate), steps) for rate, steps in rates]
         long = [
             Job(name, 0, some[0], options.organism, setting, 0, steps, through=True)
             for setting, steps in chosen
@@ -358,7 +359,7 @@ def main() -> None:
         "breaks": breaks(records, [*twin, *(job for some in kinds.values() for job in some)]),
         "budgets": most,
         "subjects": summary(records, {"undefended": twin, **kinds}, twin),
-        "long": {job.key: records.path(job) for job in long},
+        "long": {job.key: path for job in long if (path := records.path(job))},
     }
     disk.write(options.out, json.dumps(result, indent=1) + "\n")
     print(f"{options.out}")
