@@ -21,7 +21,7 @@ from holdfast.method import Attack, Need
 from holdfast.problem import Problem
 from holdfast.recipe import Recipe
 
-Tier = Literal["smoke", "standard", "release"]
+Tier = Literal["smoke", "standard", "release", "cuts"]
 BY_WIDTH = "learning_rate_by_width"
 """In place of a learning rate: the rate times the model's width (its hidden size).
 
