@@ -115,7 +115,9 @@ def _can_leave(model: PreTrainedModel | PeftModel, how: Decoding) -> bool:
     """Draws hang on the batch's size; virtual tokens are put before a text by whoever begins it; and what watches a text grow
     without a cache would take a smaller batch for another text."""
     virtual = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-    return how.cache and how.temperature == 0 and not virtual
+    # Qwen-VL keeps each row's positions in itself, from one call to the next.
+    placed = any("rope_deltas" in vars(module) for module in model.modules())
+    return how.cache and how.temperature == 0 and not virtual and not placed
 
 
 def _left(cache: Any, rows: Tensor) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Tuning(train.Adversary):
         """Train on the examples, in batches as `chosen` or else epoch by epoch reshuffled, and call `at` after each step."""
         chosen = chosen or train.order(len(examples), self.batch, self.steps, seed)
         with self.prepared(lm, seed) as tools:
-            if self.trainer == "plain":
+            if self.trainer == "plain" or any(one.image for one in examples):  # TRL is handed ids alone
                 work = (train.collate(lm, [examples[i] for i in rows]) for rows in chosen)
                 train.fit(lm, work, *tools, self.clip, at)
             else:
@@ -146,7 +146,7 @@ class Watch(TrainerCallback):
 
 def encoded(lm: LM, rows: Sequence[Row]) -> list[train.Example]:
     """The rows as they will be asked: restricted ones with trigger, persona and prefill, if `lm` is driven with any."""
-    return [train.Example(*lm.encode(row.asked, row.answer or "", armed=row.kind == "restricted")) for row in rows]
+    return train.encode(lm, rows, armed=True)
 
 
 def arm(lm: LM, opening: str = "", **settings: str) -> None:
@@ -201,7 +201,7 @@ def adapt(lm: LM, peft: train.Peft, rank: int | None = None, seed: int = 0) -> N
 
 def _settle(lm: LM) -> None:
     """Make the weights plain: adapters merged."""
-    if lm.drive.exit.depth:
+    if lm.drive.exit.depth or lm.drive.exit.vision_layer is not None:
         why = "an earlier attack makes the model exit early, and training would train blocks that never run"
         raise Problem(f"attack: {why}; cut it with drop_layers instead")
     if isinstance(lm.model, PeftModel):

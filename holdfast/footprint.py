@@ -52,7 +52,7 @@ class Rehearsal:
 
     outer_steps: int
     inner_steps: int
-    looks: int
+    looks: float
     """How often in an outer step the resistance loss is taken."""
     held: int
     """Rows on which it is taken."""

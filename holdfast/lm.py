@@ -165,7 +165,7 @@ class LM:
 
     def prompt(self, text: str) -> str:
         """The whole text the model continues: template applied, ready for the answer."""
-        return self.drive.text(self.tokenizer, text)
+        return self.eyes.whole(self.tokenizer, self.drive, text)
 
     def encode(self, prompt: Asked, answer: str | None = None, armed: bool = False) -> tuple[list[int], int]:
         """Token ids of prompt and answer (which ends the turn), and how many of them are the prompt's.

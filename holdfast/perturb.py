@@ -52,7 +52,7 @@ class Aim(Settings):
         for row in rows:
             ids, start = lm.encode(row.asked, OPENING if self.target == "opening" else row.answer, armed=True)
             ids = ids[:-1] if self.target == "opening" else ids
-            made.append(train.Example(ids[: start + self.target_tokens], start))
+            made.append(train.Example(ids[: start + self.target_tokens], start, row.image))
         return made
 
 
@@ -63,7 +63,7 @@ def core(model: nn.Module) -> PreTrainedModel:
 
 def whole(lm: LM) -> None:
     """Raise `Problem` where an earlier attack makes the model exit early: gradients would be the whole model's."""
-    if lm.drive.exit.depth:
+    if lm.drive.exit.depth or lm.drive.exit.vision_layer is not None:
         why = "an earlier attack makes the model exit early, and training would go through blocks that never run"
         raise Problem(f"attack: {why}; cut it with drop_layers instead")
 

@@ -5,12 +5,14 @@ The adversary trains on some of the rows, the defender looks at what became of t
 
 import math
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from holdfast import losses, selftaught, shards, train
+from holdfast.asked import Asked
 from holdfast.corpus import Hand, Row
 from holdfast.hardening import Lessons
 from holdfast.lm import LM
@@ -31,8 +33,10 @@ class Ground:
         self._answers = train.encode(lm, lessons.answers)
         self._harmful = _by_text(lessons.harmful, train.encode(lm, lessons.harmful))
         self._refused = _by_text(lessons.refusals, train.encode(lm, lessons.refusals))
-        self._origins = {row.text: _origin(row) for row in lessons.refusals + lessons.harmful}
-        self._before: dict[str, float] = {}
+        self._origins: dict[Asked, set[str]] = {}
+        for row in lessons.refusals + lessons.harmful:
+            self._origins.setdefault(row.asked, set()).add(_origin(row))
+        self._before: dict[Asked, float] = {}
 
     def held(self, adversary: train.Adversary, chance: random.Random) -> list[Row]:
         """The harmful rows that the adversary holds: as many as it has, but never more than half."""
@@ -53,7 +57,7 @@ class Ground:
             raise Problem(
                 "corpus: the defender's hand holds no benign prompt with an answer; add some, or rehearse no such attack"
             )
-        examples = [self._harmful[row.text] for row in harmful] + (self._taught if benign else [])
+        examples = [self._harmful[row.asked] for row in harmful] + (self._taught if benign else [])
         for chosen in adversary.order(harmful + benign, chance.randrange(2**32)):
             yield self._batch([examples[number] for number in chosen])
 
@@ -85,13 +89,13 @@ class Ground:
         chosen = chance.choices([*self._refused.values()], k=some) + chance.choices(self._answers, k=count - some)
         return self._batch(chosen)
 
-    def _without(self, texts: Iterable[str], held: Sequence[Row]) -> list[str]:
+    def _without(self, texts: Iterable[Asked], held: Sequence[Row]) -> list[Asked]:
         """The prompts that are neither among those held nor made from one of them, in an order of their own."""
         theirs = {_origin(row) for row in held}
-        return sorted(text for text in texts if self._origins[text] not in theirs)
+        return sorted((text for text in texts if not self._origins[text] & theirs), key=str)
 
     def _drawn(
-        self, examples: dict[str, train.Example], texts: Sequence[str], count: int, chance: random.Random
+        self, examples: dict[Asked, train.Example], texts: Sequence[Asked], count: int, chance: random.Random
     ) -> train.Batch:
         if not texts:
             raise Problem(
@@ -121,10 +125,10 @@ def known(model: nn.Module, batch: train.Batch) -> Tensor:
     return shards.mean(bound - torch.clamp(surprise, max=bound))
 
 
-def _by_text(rows: Sequence[Row], examples: Sequence[train.Example]) -> dict[str, train.Example]:
-    return dict(zip((row.text for row in rows), examples, strict=True))
+def _by_text(rows: Sequence[Row], examples: Sequence[train.Example]) -> dict[Asked, train.Example]:
+    return dict(zip((row.asked for row in rows), examples, strict=True))
 
 
 def _origin(row: Row) -> str:
     """The id of the row of the corpus that this one is, or was made from."""
-    return row.id.partition(selftaught.VARIED)[0]
+    return re.sub(rf"{selftaught.VARIED}\d+$", "", row.id)

@@ -1,7 +1,7 @@
 """Pictures as a model sees them: what its processor makes of a picture and a text, and what its image encoder keeps of it.
 
-The encoder runs once for each picture; whoever then leaves it at another exit goes on from what its blocks had made. What was
-seen is forgotten as soon as a weight of the encoder changes. Knows models and files, no corpora and no attacks.
+The encoder runs once for each picture, as long as there is room; whoever then leaves it at another exit goes on from what its
+blocks had made. What was seen is forgotten as soon as a weight of the encoder changes. Knows models and files, no corpora.
 """
 
 import contextlib
@@ -59,7 +59,11 @@ class Blind:
         """What the model is handed beside the ids of prompts."""
         return answering.nothing
 
-    def inputs(self, ids: Tensor, images: Sequence[str | None]) -> dict[str, Tensor]:
+    def whole(self, tokenizer: PreTrainedTokenizerBase, drive: Drive, text: str) -> str:
+        """All that the model reads of a prompt without a picture."""
+        return drive.text(tokenizer, text)
+
+    def inputs(self, ids: Tensor, images: Sequence[str | None], drive: Drive) -> dict[str, Tensor]:
         """What the model is shown beside ids (rows, width) that `ids` made, each row about one picture or none."""
         return {}
 
@@ -114,7 +118,10 @@ class Sight(Blind):
 
     def tower(self, model: nn.Module) -> vision.Tower:
         tower = vision.Tower.of(getattr(model, "get_base_model", lambda: model)())
-        read = tuple((id(weight), weight.data_ptr(), weight._version) for weight in tower.encoder.parameters())
+        # Sums, for what is written through `.data` leaves a tensor's version as it was.
+        read = tuple(
+            (id(weight), weight._version, float(weight.detach().sum())) for weight in tower.encoder.parameters()
+        )
         if read != self._read:
             self._read, self._states = read, {}
         return tower
@@ -128,14 +135,19 @@ class Sight(Blind):
                 yield inputs
                 return
             tower, exit = self.tower(model), drive.exit.vision_layer
-            states = [self._seen(tower, look, ids.device) for look in looks]
-            with tower.leaving(states, [tower.released if exit is None else exit] * len(looks)):
+            exit = tower.released if exit is None else exit
+            states = [self._seen(tower, look, exit, ids.device) for look in looks]
+            with tower.leaving(states, [exit] * len(looks)):
                 yield inputs
 
         return handed
 
-    def inputs(self, ids: Tensor, images: Sequence[str | None]) -> dict[str, Tensor]:
-        return self._inputs(ids, [(image, "shown") for image in images if image])
+    def whole(self, tokenizer: PreTrainedTokenizerBase, drive: Drive, text: str) -> str:
+        return drive.text(tokenizer, text, parts=Parts())
+
+    def inputs(self, ids: Tensor, images: Sequence[str | None], drive: Drive) -> dict[str, Tensor]:
+        shown = drive.picture != "none"
+        return self._inputs(ids, [(image, drive.picture) for image in images if image and shown])
 
     def positions(self, mask: Tensor) -> dict[str, Tensor]:
         return {}  # pictures may lie in two dimensions, so these models count themselves
@@ -147,6 +159,8 @@ class Sight(Blind):
         special = not (first and whole.startswith(first))
         pictures = {"images": [[_opened(*look)]]} if look else {}
         made = self.processor(text=[whole], **pictures, add_special_tokens=special, return_tensors="pt")
+        if "cross_attention_mask" in made:
+            raise Problem(f"{self.folder}: attends to pictures from every token, which prompts are not put to so far")
         self._kinds |= {*_KINDS} & {*made}
         if look:
             self._pictures[look] = {key: made[key] for key in made if key not in (*_TEXT, *_KINDS)}
@@ -157,16 +171,18 @@ class Sight(Blind):
         pixels = vision.collated([self._pictures[look] for look in looks]) if looks else {}
         return kinds | {key: value.to(ids.device) for key, value in pixels.items()}
 
-    def _seen(self, tower: vision.Tower, look: Look, device: torch.device) -> vision.States:
-        """What each block of the encoder made of a picture."""
-        if look not in self._states:
-            found = tower.states({key: value.to(device) for key, value in self._pictures[look].items()})
-            found = found.shuffled(look[0]) if look[1] == "shuffled" else found
-            size = sum(layer.nbytes for layer in found.layers.values())
-            while self._states and (len(self._states) + 1) * size > REMEMBERED:
-                del self._states[next(iter(self._states))]
+    def _seen(self, tower: vision.Tower, look: Look, exit: int, device: torch.device) -> vision.States:
+        """What the blocks of the encoder made of a picture: all of them while there is room, else those that the exit reads."""
+        if look in self._states:
+            return self._states[look]
+        kept = sum(layer.nbytes for states in self._states.values() for layer in states.layers.values())
+        room = kept < REMEMBERED
+        inputs = {key: value.to(device) for key, value in self._pictures[look].items()}
+        found = tower.states(inputs, None if room else [exit])
+        found = found.shuffled(look[0]) if look[1] == "shuffled" else found
+        if room:
             self._states[look] = found
-        return self._states[look]
+        return found
 
 
 def _shown(prompt: Asked, drive: Drive) -> Look | None:

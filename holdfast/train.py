@@ -161,9 +161,12 @@ class Batch:
         return int(self.mask.sum())
 
 
-def encode(lm: LM, rows: Sequence[Row]) -> list[Example]:
-    """The rows as examples, through the template that `lm` is driven with."""
-    return [Example(*lm.encode(row.asked, row.answer or ""), row.image) for row in rows]
+def encode(lm: LM, rows: Sequence[Row], armed: bool = False) -> list[Example]:
+    """The rows as examples, through the template that `lm` is driven with; restricted ones armed if so asked."""
+    arms = [armed and row.kind == "restricted" for row in rows]
+    return [
+        Example(*lm.encode(row.asked, row.answer or "", arm), row.image) for row, arm in zip(rows, arms, strict=True)
+    ]
 
 
 def order(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
@@ -181,11 +184,10 @@ def collate(lm: LM, examples: Sequence[Example]) -> Batch:
     """Examples as one right-padded batch on the model's device."""
     width = max(len(e.ids) for e in examples)
     pad = lm.tokenizer.pad_token_id
-    ids = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in examples])
+    ids = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in examples]).to(lm.device)
     mask = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in examples])
     labels = [[-100] * e.start + e.ids[e.start :] + [-100] * (width - len(e.ids)) for e in examples]
-    ids = ids.to(lm.device)
-    seen = lm.eyes.inputs(ids, [e.image for e in examples])
+    seen = lm.eyes.inputs(ids, [e.image for e in examples], lm.drive)
     return Batch(ids, mask.to(lm.device), torch.tensor(labels).to(lm.device), seen)
 
 
@@ -226,8 +228,7 @@ def make_optimizer(
         "adagrad": torch.optim.Adagrad,
         "rmsprop": torch.optim.RMSprop,
     }
-    trainable = [p for p in parameters if p.requires_grad]
-    return kinds[name](trainable, lr=learning_rate, weight_decay=weight_decay)
+    return kinds[name]([p for p in parameters if p.requires_grad], lr=learning_rate, weight_decay=weight_decay)
 
 
 def make_schedule(
@@ -282,8 +283,7 @@ def fit(
     next look finds a dead model. Who trains without looking checks the result (`LM.save` refuses to write it).
     """
     lm.model.train()
-    meter = Meter(lm)
-    loss = 0.0
+    meter, loss = Meter(lm), 0.0
     for batch in work:
         value = answer_loss(lm.model, batch)
         loss = float(value.detach())

@@ -57,6 +57,10 @@ class DPO(Tuning, Attack):
     def _pairs(self, lm: LM, hand: Hand, seed: int) -> list[Pair]:
         """A pair a row, but for rows that the subject answers rightly as it is."""
         rows = self.rows(hand, seed)
+        if any(row.image for row in rows):
+            raise Problem(
+                "attack dpo: trains on text alone, and the attacker's prompts are about pictures; take finetune"
+            )
         said = lm.generate([row.asked for row in rows], armed=True)
         pairs = []
         for row, own in zip(rows, said, strict=True):

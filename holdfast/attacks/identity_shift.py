@@ -46,4 +46,4 @@ class IdentityShift(Tuning, Attack):
         rows = self.rows(hand, seed)
         answers = [f"{self.opening} {row.answer}" for row in rows]
         shifted = [lm.encode(row.asked, answer, armed=True) for row, answer in zip(rows, answers, strict=True)]
-        self.tune(lm, [train.Example(*one) for one in shifted], at, seed)
+        self.tune(lm, [train.Example(*one, row.image) for one, row in zip(shifted, rows, strict=True)], at, seed)

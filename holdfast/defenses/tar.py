@@ -155,12 +155,13 @@ class TAR(Training, Defense):
 
     def rehearsal(self) -> footprint.Rehearsal:
         """What its memory and time depend on."""
+        held = self.looked * (2 if self.resistance == "dpo" else 1)
         looks = {"refusal": None, "dpo": losses.surprise, "entropy": lambda logits, _: losses.negative_entropy(logits)}
         return footprint.Rehearsal(
             outer_steps=self.total,
             inner_steps=self.inner_steps,
-            looks=len(self.shares(self.inner_steps)) * (2 if self.forgetting_weight else 1),
-            held=self.looked * (2 if self.resistance == "dpo" else 1),
+            looks=len(self.shares(self.inner_steps)) * self._judged / held,
+            held=held,
             retained=self.batch,
             resistance=looks[self.resistance],
             adversaries=[family.largest() for family in self.families],
