@@ -58,7 +58,7 @@ def standing(paths: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (rate, rows, name), ours in by_name.items():
         twin, filtered = (by_name.get((rate, rows, other)) for other in ("twin", "filtered"))
-        if name not in ("tar", "control") or not twin or not filtered:
+        if name not in ("tar", "control", "default") or not twin or not filtered:
             continue
         until = min(len(one["looks"]) for one in (twin, ours, filtered))
         three = [one["looks"][:until] for one in (twin, ours, filtered)]
