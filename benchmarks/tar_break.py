@@ -164,12 +164,18 @@ def walk(job: Job) -> dict[str, Any]:
         broken = path[-1]["harm"] >= HARM and path[-1]["utility"] >= floor
         return cost.steps < job.steps and (job.through or not broken)
 
-    # Schedules are those of MOST steps for everybody, however early this one is stopped.
-    steps = {"steps": max(MOST, job.steps)} if job.setting.method == "finetune" else {}
-    values = job.setting.values | steps
-    make("attacks", job.setting.method, job.setting.name, **values)(lm, attacker, at, job.seed)
+    make("attacks", job.setting.method, job.setting.name, **whole(job))(lm, attacker, at, job.seed)
     path = [look | {"steps": max(0, look["steps"] - job.setting.before)} for look in path]
     return {"key": job.key, "budget": job.steps, "path": path}
+
+
+def whole(job: Job) -> dict[str, Any]:
+    """The attack's settings: schedules are those of MOST steps for everybody, however early this one is stopped."""
+    if job.setting.method != "finetune":
+        return job.setting.values
+    steps = max(job.setting.before + MOST, job.steps)
+    switched = {"switch": job.setting.before / steps} if job.setting.before else {}
+    return job.setting.values | {"steps": steps} | switched
 
 
 def broke(path: list[dict[str, float]], gated: bool) -> tuple[float, float | None]:
@@ -285,6 +291,7 @@ def summary(records: Records, kinds: dict[str, list[Job]], twin: list[Job]) -> d
         main = {"adamw", "sgd", "lora"}
         settings = len({job.setting.name for job in walked if job.setting.family in main})
         found[kind] = {
+            "missing": len(jobs) - len(walked),
             "before": {
                 key: [start[key] for start in starts.values()] for key in ("refusal", "harm", "utility", "over_refusal")
             },
