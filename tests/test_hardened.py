@@ -83,7 +83,7 @@ def test_weights_do_not_depend_on_how_many_run(tmp_path: Path, made: tiny.Made) 
     matrix = "model.layers.0.mlp.up_proj.weight"
     assert not tar[matrix].equal(twin[matrix]) and not moved["lox"][matrix].equal(moved["lox-on-tar"][matrix])
     cost = one["tar"].cost
-    rehearsed, looks, kept = 2 * 4, 1 * 4, 4
+    rehearsed, looks, kept = 2 * 4, 2 * 4, 4  # a look for refusals and one for what is known
     assert cost.examples == 3 * (rehearsed + looks + kept) and cost.tokens > cost.examples and cost.seconds == 0
     assert (one["lox"].cost.examples, one["lox"].cost.flops) == (0, 0)
     assert any(line.startswith("tar: step 3") for line in said) and "hardening lox-on-tar with lox" in said

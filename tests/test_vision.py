@@ -137,10 +137,10 @@ def test_generating_goes_on_from_an_exit(family: str) -> None:
 @every_family
 def test_no_block_is_computed_and_everything_is_put_back(family: str) -> None:
     model, batch = made(family).model, asked(family)
-    tower, computed = Tower.of(model), []
+    tower, states, computed = Tower.of(model), recorded(family), []
     inside = [next(m for m in block.modules() if isinstance(m, torch.nn.Linear)) for block in tower.blocks]
     hooks = [linear.register_forward_hook(lambda *_: computed.append(1)) for linear in inside]
-    with pytest.raises(KeyboardInterrupt), tower.leaving(recorded(family), [1, 2]):
+    with pytest.raises(KeyboardInterrupt), tower.leaving(states, [1, 2]):
         logits(model, batch)
         assert not computed
         raise KeyboardInterrupt
