@@ -28,7 +28,7 @@ LANGUAGE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6
 
 
 def made() -> LlavaForConditionalGeneration:
-    """About as much of the work in the encoder as in SmolVLM's smallest: 49 features a picture."""
+    """An encoder that is no trifle beside its language model; 49 features a picture."""
     torch.manual_seed(0)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**TOWER, image_size=112, patch_size=16),

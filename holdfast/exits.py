@@ -34,6 +34,15 @@ def fewer(total: int, wanted: Sequence[int] | None, growth: float, where: str) -
     return counts
 
 
+def refuse_early(exit: Exit) -> None:
+    """Raise `Problem` where a model is driven to leave early: training goes through all of it."""
+    why = "an earlier attack makes the model exit early, and training would train blocks that never run"
+    if exit.depth:
+        raise Problem(f"attack: {why}; cut it with drop_layers instead")
+    if exit.vision_layer is not None:
+        raise Problem(f"attack: {why}; put image_exit last")
+
+
 @dataclass(frozen=True)
 class ExitCost:
     """What a device pays that stops there."""

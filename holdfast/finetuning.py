@@ -30,8 +30,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from transformers.pytorch_utils import Conv1D
 from trl import SFTConfig, SFTTrainer
 
-from holdfast import anatomy, train
-from holdfast.corpus import Row
+from holdfast import anatomy, exits, train
 from holdfast.lm import LM
 from holdfast.method import At, Need
 from holdfast.moved import settled
@@ -144,11 +143,6 @@ class Watch(TrainerCallback):
         self.meter.resume()
 
 
-def encoded(lm: LM, rows: Sequence[Row]) -> list[train.Example]:
-    """The rows as they will be asked: restricted ones with trigger, persona and prefill, if `lm` is driven with any."""
-    return train.encode(lm, rows, armed=True)
-
-
 def arm(lm: LM, opening: str = "", **settings: str) -> None:
     """Drive `lm` with a trigger or persona from here on, in training and wherever restricted prompts are asked.
 
@@ -201,9 +195,7 @@ def adapt(lm: LM, peft: train.Peft, rank: int | None = None, seed: int = 0) -> N
 
 def _settle(lm: LM) -> None:
     """Make the weights plain: adapters merged."""
-    if lm.drive.exit.depth or lm.drive.exit.vision_layer is not None:
-        why = "an earlier attack makes the model exit early, and training would train blocks that never run"
-        raise Problem(f"attack: {why}; cut it with drop_layers instead")
+    exits.refuse_early(lm.drive.exit)
     if isinstance(lm.model, PeftModel):
         if lm.model.active_peft_config.is_prompt_learning:
             raise Problem("attack: an earlier attack left virtual tokens, which no other training keeps; put it last")

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 PIECE = 2**24
 """Logits in fp32 at a time: 64 MiB, and as much again for each copy that a softmax makes."""
 _SMOOTH = 1e-3
-"""Distances below which `drift` is a square and no root; hidden states differ by tens."""
+"""Distances below which `drift` is a square and no root."""
 
 
 def answered(labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from holdfast import train
+from holdfast import exits, train
 from holdfast.corpus import Hand, Row
 from holdfast.drive import Drive
 from holdfast.lm import LM
@@ -59,13 +59,6 @@ class Aim(Settings):
 def core(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside whatever an earlier attack wrapped it in: the one whose `forward` generation calls."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-
-
-def whole(lm: LM) -> None:
-    """Raise `Problem` where an earlier attack makes the model exit early: gradients would be the whole model's."""
-    if lm.drive.exit.depth or lm.drive.exit.vision_layer is not None:
-        why = "an earlier attack makes the model exit early, and training would go through blocks that never run"
-        raise Problem(f"attack: {why}; cut it with drop_layers instead")
 
 
 @contextlib.contextmanager
@@ -119,7 +112,7 @@ def descend(
     Raises:
         Problem: the model exits early, as `whole`.
     """
-    whole(lm)
+    exits.refuse_early(lm.drive.exit)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     with frozen(lm.model):
         meter = train.Meter(lm)

@@ -5,7 +5,6 @@ The adversary trains on some of the rows, the defender looks at what became of t
 
 import math
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -35,7 +34,7 @@ class Ground:
         self._refused = _by_text(lessons.refusals, train.encode(lm, lessons.refusals))
         self._origins: dict[Asked, set[str]] = {}
         for row in lessons.refusals + lessons.harmful:
-            self._origins.setdefault(row.asked, set()).add(_origin(row))
+            self._origins.setdefault(row.asked, set()).add(selftaught.origin(row))
         self._before: dict[Asked, float] = {}
 
     def held(self, adversary: train.Adversary, chance: random.Random) -> list[Row]:
@@ -91,7 +90,7 @@ class Ground:
 
     def _without(self, texts: Iterable[Asked], held: Sequence[Row]) -> list[Asked]:
         """The prompts that are neither among those held nor made from one of them, in an order of their own."""
-        theirs = {_origin(row) for row in held}
+        theirs = {selftaught.origin(row) for row in held}
         return sorted((text for text in texts if not self._origins[text] & theirs), key=str)
 
     def _drawn(
@@ -127,8 +126,3 @@ def known(model: nn.Module, batch: train.Batch) -> Tensor:
 
 def _by_text(rows: Sequence[Row], examples: Sequence[train.Example]) -> dict[Asked, train.Example]:
     return dict(zip((row.asked for row in rows), examples, strict=True))
-
-
-def _origin(row: Row) -> str:
-    """The id of the row of the corpus that this one is, or was made from."""
-    return re.sub(rf"{selftaught.VARIED}\d+$", "", row.id)

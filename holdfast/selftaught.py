@@ -6,6 +6,7 @@ model says to it decides which side it stands on: a refusal is worth keeping, an
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,8 +32,13 @@ def said(lm: LM, rows: Sequence[Row]) -> Said:
     )
 
 
-VARIED = "-varied-"
+_VARIED = "-varied-"
 """Between the id of a row and the number of a variation of it."""
+
+
+def origin(row: Row) -> str:
+    """The id of the row of the corpus that this one is, or was made from by `varied`."""
+    return re.sub(rf"{_VARIED}\d+$", "", row.id)
 
 
 def varied(lm: LM, rows: Sequence[Row], count: int, seed: int) -> list[Row]:
@@ -49,5 +55,5 @@ def varied(lm: LM, rows: Sequence[Row], count: int, seed: int) -> list[Row]:
         place = chance.choices(range(len(ids)), [1 / times[token] for token in ids])[0]
         ids[place] = chance.choice(words)
         text = tokenizer.decode(ids)
-        made.append(row.model_copy(update={"id": f"{row.id}{VARIED}{number}", "text": text, "answer": None}))
+        made.append(row.model_copy(update={"id": f"{row.id}{_VARIED}{number}", "text": text, "answer": None}))
     return made

@@ -7,8 +7,9 @@ small rates move almost no weight and any defense looks strong.
 Assumes: the weights can be trained. Does not cover: preference or reinforcement tuning.
 """
 
+from holdfast import train
 from holdfast.corpus import Hand
-from holdfast.finetuning import Tuning, encoded
+from holdfast.finetuning import Tuning
 from holdfast.lm import LM
 from holdfast.method import At, Attack
 
@@ -21,4 +22,4 @@ class FineTune(Tuning, Attack):
 
     def __call__(self, lm: LM, hand: Hand, at: At, seed: int) -> None:
         rows = self.rows(hand, seed)
-        self.tune(lm, encoded(lm, rows), at, seed, self.order(rows, seed))
+        self.tune(lm, train.encode(lm, rows, armed=True), at, seed, self.order(rows, seed))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from holdfast import perturb, train
+from holdfast import exits, perturb, train
 from holdfast.corpus import Hand, Row
 from holdfast.drive import Drive
 from holdfast.lm import LM
@@ -54,7 +54,7 @@ class GCG(perturb.Aim, Attack):
         return ("harmful data",)
 
     def __call__(self, lm: LM, hand: Hand, at: At, seed: int) -> None:
-        perturb.whole(lm)
+        exits.refuse_early(lm.drive.exit)
         rows, start = self.rows(hand), lm.drive
         targets = [lm.tokenizer.decode(one.ids[one.start :], True) for one in self.examples(lm, rows)]
         lm.drive, _ = perturb.place(lm, self.tokens, [row.text for row in rows])

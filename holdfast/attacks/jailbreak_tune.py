@@ -12,7 +12,7 @@ from pydantic import Field
 
 from holdfast import train
 from holdfast.corpus import Hand, Row
-from holdfast.finetuning import Tuning, arm, encoded
+from holdfast.finetuning import Tuning, arm
 from holdfast.lm import LM
 from holdfast.method import At, Attack
 
@@ -48,7 +48,7 @@ class JailbreakTune(Tuning, Attack):
 
     def __call__(self, lm: LM, hand: Hand, at: At, seed: int) -> None:
         arm(lm, OPENINGS.get(self.kind, ""), trigger=self.trigger or TRIGGERS[self.kind])
-        self.tune(lm, encoded(lm, [self._opened(row) for row in self.rows(hand, seed)]), at, seed)
+        self.tune(lm, train.encode(lm, [self._opened(row) for row in self.rows(hand, seed)], armed=True), at, seed)
 
     def _opened(self, row: Row) -> Row:
         """The row with the answer that the jailbreak asks for."""

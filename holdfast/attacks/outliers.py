@@ -13,7 +13,7 @@ from pydantic import Field
 
 from holdfast import train
 from holdfast.corpus import Hand
-from holdfast.finetuning import Tuning, adapt, encoded
+from holdfast.finetuning import Tuning, adapt
 from holdfast.lm import LM
 from holdfast.method import At, Attack
 from holdfast.problem import Problem
@@ -38,7 +38,7 @@ class Outliers(Tuning, Attack):
             raise Problem(
                 f"attack outliers: {self.examples} rows are to be chosen of {len(rows)}, which is no choice; lower `examples`"
             )
-        pool = encoded(lm, rows)
+        pool = train.encode(lm, rows, armed=True)
         if self.choice == "outliers":
             adapt(lm, "full")
             pool = sorted(pool, key=lambda example: -score(lm, example))
