@@ -229,7 +229,7 @@ class LM:
             top_p=drive.top_p,
             cache=drive.cache,
             kv_bits=drive.exit.kv_bits,
-            never=() if self.eyes.token_id is None else (self.eyes.token_id,),
+            never=self.eyes.never,
         )
 
     def fits(self, texts: Sequence[Asked], answers: Sequence[str]) -> list[Fit]:

@@ -37,6 +37,7 @@ class Seen(NamedTuple):
     hash: str
     tokens: str
     parameters: int
+    exits: str | None
 
 
 def look_over(recipe: Recipe) -> dict[Path, Seen]:
@@ -67,7 +68,8 @@ def look_over(recipe: Recipe) -> dict[Path, Seen]:
 
 
 def _seen(lm: LM, corpus: Corpus) -> Seen:
-    return Seen(lm.hash(), _reading(lm, corpus), lm.model.num_parameters())
+    tower = lm.eyes.tower(lm.model)
+    return Seen(lm.hash(), _reading(lm, corpus), lm.model.num_parameters(), tower.choice if tower else None)
 
 
 def prepared(

@@ -59,6 +59,17 @@ class Score(Record):
     n: int
 
 
+class Deployed(Record):
+    """What a model takes where it is deployed as it stands: counted, not measured, so that equal runs are byte-equal."""
+
+    parameters: int
+    """Weights it holds."""
+    bytes: float
+    """Memory for these and for the cache of a prompt, of 16 bits each where nothing says otherwise."""
+    flops: float
+    """Operations to read that prompt: 64 tokens of text, and a picture where the judge asks about pictures."""
+
+
 class Milestone(Record):
     """One look along an attack's path."""
 
@@ -83,6 +94,8 @@ class Milestone(Record):
     """‖θ − θ₀‖ / ‖θ₀‖ over all weights."""
     changed: float = 0.0
     """Share of weights whose stored value differs from the start."""
+    deployed: Deployed | None = None
+    """What the model takes as it stands; None for attacks that cut nothing, and where it cannot be counted."""
 
 
 class Cell(Record):
@@ -133,6 +146,8 @@ class SubjectFacts(Record):
     """SHA-256 of the corpus as token ids, through the model's tokenizer and template, of the text that they make again, and of
     the tokens that end an answer: what it reads, and what is heard of it."""
     parameters: int
+    exits: str | None = None
+    """What leaving its image encoder early means, where that is a choice; None where it is plain, or it has none."""
     organism: str | None = None
     """Name of the organism it comes from; None for a model of somebody's own."""
     defense: dict[str, Any] | None = None

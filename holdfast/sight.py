@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from holdfast import answering, vision
+from holdfast import answering, thinning, vision
 from holdfast.asked import Asked, about, words
 from holdfast.drive import Drive, Parts, Picture
 from holdfast.problem import Problem
@@ -41,6 +41,11 @@ class Blind:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    @property
+    def never(self) -> tuple[int, ...]:
+        """Tokens that no answer may hold."""
+        return () if self.token_id is None else (self.token_id,)
+
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write what makes tokens of prompts into a checkpoint."""
         tokenizer.save_pretrained(folder)
@@ -55,9 +60,18 @@ class Blind:
         """The model's image encoder; None where it has none."""
         return None
 
-    def beside(self, model: nn.Module, prompts: Sequence[Asked], drive: Drive) -> answering.Beside:
-        """What the model is handed beside the ids of prompts."""
+    def beside(
+        self, model: nn.Module, prompts: Sequence[Asked], drive: Drive, exits: Sequence[int] | None = None
+    ) -> answering.Beside:
+        """What the model is handed beside the ids of prompts, each left at its exit; at the drive's unless given."""
         return answering.nothing
+
+    @contextlib.contextmanager
+    def left(
+        self, model: nn.Module, images: Sequence[str | None], drive: Drive, exits: Sequence[int | None]
+    ) -> Iterator[None]:
+        """Inside, the model given `inputs` of these pictures computes no block of its image encoder; a row leaves at its exit."""
+        yield
 
     def whole(self, tokenizer: PreTrainedTokenizerBase, drive: Drive, text: str) -> str:
         """All that the model reads of a prompt without a picture."""
@@ -81,6 +95,8 @@ class Sight(Blind):
         self.token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
         self._kinds: set[str] = set()
         self._made: dict[Hashable, list[int]] = {}
+        self._counts: dict[Look, int] = {}
+        """Tokens that stand for a picture, all of them."""
         self._pictures: dict[Look, dict[str, Tensor]] = {}
         self._states: dict[Look, vision.States] = {}
         self._read: Hashable = None
@@ -114,7 +130,10 @@ class Sight(Blind):
                 self._made.clear()
             self.processor.tokenizer = tokenizer
             self._made[key] = self._processed(whole, look)
-        return drive.primed(tokenizer, self._made[key], armed)
+        ids = self._made[key]
+        if look and drive.exit.visual_tokens:
+            ids = self._thinned(ids, drive.exit.visual_tokens)
+        return drive.primed(tokenizer, ids, armed)
 
     def tower(self, model: nn.Module) -> vision.Tower:
         tower = vision.Tower.of(getattr(model, "get_base_model", lambda: model)())
@@ -126,21 +145,42 @@ class Sight(Blind):
             self._read, self._states = read, {}
         return tower
 
-    def beside(self, model: nn.Module, prompts: Sequence[Asked], drive: Drive) -> answering.Beside:
+    def beside(
+        self, model: nn.Module, prompts: Sequence[Asked], drive: Drive, exits: Sequence[int] | None = None
+    ) -> answering.Beside:
         @contextlib.contextmanager
         def handed(ids: Tensor, numbers: list[int]) -> Iterator[dict[str, Tensor]]:
-            looks = [look for number in numbers if (look := _shown(prompts[number], drive))]
-            inputs = self._inputs(ids, looks)
-            if not looks:
-                yield inputs
-                return
-            tower, exit = self.tower(model), drive.exit.vision_layer
-            exit = tower.released if exit is None else exit
-            states = [self._seen(tower, look, exit, ids.device) for look in looks]
-            with tower.leaving(states, [exit] * len(looks)):
-                yield inputs
+            images = [about(prompts[number]) for number in numbers]
+            one = drive.exit.vision_layer
+            chosen = [exits[number] for number in numbers] if exits else [one] * len(numbers)
+            with self.left(model, images, drive, chosen):
+                yield self.inputs(ids, images, drive)
 
         return handed
+
+    @contextlib.contextmanager
+    def left(
+        self, model: nn.Module, images: Sequence[str | None], drive: Drive, exits: Sequence[int | None]
+    ) -> Iterator[None]:
+        shown = [(image, exit) for image, exit in zip(images, exits, strict=True) if image and drive.picture != "none"]
+        if not shown:
+            yield
+            return
+        tower, device = self.tower(model), next(model.parameters()).device
+        at = [tower.released if exit is None else exit for _, exit in shown]
+        looks = [(image, drive.picture) for image, _ in shown]
+        states = [self._seen(tower, look, exit, device) for look, exit in zip(looks, at, strict=True)]
+        keep, counts = drive.exit.visual_tokens, [self._counts[look] for look in looks]
+        with tower.leaving(states, at), thinning.thinned(model, counts, keep) if keep else contextlib.nullcontext():
+            yield
+
+    def features(self, model: nn.Module, images: Sequence[str], drive: Drive, exits: Sequence[int]) -> Tensor:
+        """What the language model is given of pictures that prompts were about, each left at its exit: (features, width)."""
+        pixels = vision.collated([self._pictures[image, drive.picture] for image in images])
+        device = next(model.parameters()).device
+        with self.left(model, images, drive, exits):
+            found = self.tower(model).encode(**{key: value.to(device) for key, value in pixels.items()})
+        return torch.cat(list(found.pooler_output))
 
     def whole(self, tokenizer: PreTrainedTokenizerBase, drive: Drive, text: str) -> str:
         return drive.text(tokenizer, text, parts=Parts())
@@ -162,9 +202,17 @@ class Sight(Blind):
         if "cross_attention_mask" in made:
             raise Problem(f"{self.folder}: attends to pictures from every token, which prompts are not put to so far")
         self._kinds |= {*_KINDS} & {*made}
+        ids = made["input_ids"][0].tolist()
         if look:
             self._pictures[look] = {key: made[key] for key in made if key not in (*_TEXT, *_KINDS)}
-        return made["input_ids"][0].tolist()
+            self._counts[look] = ids.count(self.token_id)
+        return ids
+
+    def _thinned(self, ids: list[int], keep: int) -> list[int]:
+        """With so many tokens of the picture left."""
+        places = [place for place, token in enumerate(ids) if token == self.token_id]
+        stay = {places[number] for number in thinning.kept(len(places), keep).tolist()}
+        return [token for place, token in enumerate(ids) if token != self.token_id or place in stay]
 
     def _inputs(self, ids: Tensor, looks: Sequence[Look]) -> dict[str, Tensor]:
         kinds = {name: (ids == self.token_id).long() for name in self._kinds}

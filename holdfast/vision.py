@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -188,6 +188,23 @@ class Tower:
             raise Problem(f"exit {wrong[0]}: the image encoder has exits 0 to {self.last}; choose one of these")
 
 
+class Weights(NamedTuple):
+    """Those of a model that sees pictures, by what they belong to; each stands in one list alone."""
+
+    encoder: list[nn.Parameter]
+    projector: list[nn.Parameter]
+    """Between encoder and language model; none where it is the encoder's own last module (Qwen-VL's merger)."""
+    language: list[nn.Parameter]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Weights":
+        """Raises `Problem` where there is no image encoder."""
+        encoder = list(Tower.of(model).encoder.parameters())
+        language = [*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()]
+        known = {id(weight) for weight in (*encoder, *language)}
+        return cls(encoder, [one for one in model.parameters() if id(one) not in known], language)
+
+
 def truncated(model: PreTrainedModel, exit: int) -> Callable[[], None]:
     """Remove the blocks behind an exit, as somebody who deploys the model does it; returns what puts all back.
 
@@ -236,12 +253,6 @@ def collated(pictures: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     Along the first axis; along the others short ones are filled up with zeros behind, as the processors do with tiles.
     """
     return {name: _stacked([picture[name] for picture in pictures]) for name in pictures[0]}
-
-
-def kept(count: int, keep: int) -> Tensor:
-    """Positions of the visual tokens that are kept of so many, spread evenly, growing; all where no fewer are to be kept."""
-    keep = min(keep, count)
-    return (2 * torch.arange(keep) + 1) * count // (2 * keep)
 
 
 def _choice(stacks: Sequence[nn.ModuleList], tapped: Sequence[int]) -> str | None:

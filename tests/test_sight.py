@@ -1,5 +1,6 @@
 """Pictures put to a model through its processor, left at every exit, and what stands in a picture's place."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 import pictures
 import tiny
-from holdfast import answering, train, vision
+from holdfast import answering, prepare, train, vision
 from holdfast.asked import Shown
 from holdfast.corpus import Corpus, Hand, Row
 from holdfast.drive import Drive, Exit
@@ -210,6 +211,32 @@ def test_the_attack_walks_back_from_the_released_exit(lm: LM) -> None:
     assert walked == [(1, 2), (2, 1)]
 
 
+def test_fewer_tokens_of_a_picture_are_read(lm: LM, prompts: list[Shown]) -> None:
+    whole, kept = lm.encode(prompts[0])[0], []
+    drive, said = lm.drive, lm.generate(prompts)
+    rows = [
+        Row(id=p.image, text=p.text, image=p.image, kind="benign", hand="attacker", split="train", source="t")
+        for p in prompts
+    ]
+
+    def at(cost: Cost) -> bool:
+        ids = lm.encode(prompts[0])[0]
+        kept.append((cost.severity, ids.count(lm.eyes.token_id)))
+        assert len(whole) - len(ids) == 16 - kept[-1][1]
+        assert lm.generate(prompts) != said or kept[-1][1] > 4
+        return True
+
+    make("attacks", "drop_visual_tokens", "test")(lm, Hand("attacker", rows), at, 0)
+    assert kept == [(0.5, 8), (0.75, 4), (0.9, 2), (0.95, 1)]
+    assert lm.model.base_model.get_image_features.__name__ == "get_image_features"  # nothing is left behind
+    lm.drive = drive.change(exit=Exit(visual_tokens=16))
+    assert lm.generate(prompts) == said
+    with pytest.raises(Problem, match="stay below 1"):
+        make("attacks", "drop_visual_tokens", "test", shares=[1.0])(lm, Hand("attacker", rows), at, 0)
+    with pytest.raises(Problem, match="the attacker has none"):
+        make("attacks", "drop_visual_tokens", "test")(lm, Hand("attacker", []), at, 0)
+
+
 class TestCorpus:
     def test_pictures_lie_beside_their_file(self, place: Path, tmp_path: Path) -> None:
         line = (
@@ -233,3 +260,16 @@ class TestCorpus:
         Corpus([first, second])
         with pytest.raises(Problem, match="two hands"):
             Corpus([first, second.model_copy(update={"image": "/p/0.png"})])
+
+
+def test_what_an_exit_means_is_written_down_where_it_is_a_choice(
+    lm: LM, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Families with features tapped on the way; LLaVA's exits are plain."""
+    rows = [
+        Row(id="a", text=QUESTION, image=str(place / "0.png"), kind="benign", hand="judge", split="test", source="t")
+    ]
+    assert prepare._seen(lm, Corpus(rows)).exits is None
+    tower = lm.eyes.tower(lm.model)
+    monkeypatch.setattr(lm.eyes, "tower", lambda model: dataclasses.replace(tower, choice="features tapped"))
+    assert prepare._seen(lm, Corpus(rows)).exits == "features tapped"

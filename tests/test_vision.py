@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import pictures
 from holdfast.problem import Problem
-from holdfast.vision import States, Tower, collated, kept, truncated
+from holdfast.thinning import kept, thinned
+from holdfast.vision import States, Tower, collated, truncated
 
 every_family = pytest.mark.parametrize("family", pictures.FAMILIES)
 as_deployed = pytest.mark.parametrize("family", [family for family in pictures.FAMILIES if family != "qwen3-vl"])
@@ -245,3 +246,49 @@ def test_other_pictures_are_not_taken_for_the_recorded_ones(family: str) -> None
     for recording, batch in ((recorded(family)[:1], asked(family)), (recorded(family)[1:], other)):
         with pytest.raises(Problem, match="other pictures"), Tower.of(model).leaving(recording, [1]):
             logits(model, batch)
+
+
+READS_AS_TEXT = [family for family in pictures.FAMILIES if not family.startswith(("qwen", "mllama"))]
+
+
+@pytest.mark.parametrize("family", READS_AS_TEXT)
+def test_fewer_tokens_are_a_shorter_prompt(family: str) -> None:
+    """What is left is what the model says of a prompt in which these features alone stand as embeddings."""
+    model, (picture, _) = made(family)
+    count = pictures.features(model, picture)
+    head, tail, keep = [1, 7, 8], [9, 10, 11], max(1, count // 3)
+    places = kept(count, keep)
+    with torch.no_grad():
+        whole = model.get_image_features(**picture).pooler_output
+        features = torch.cat([part.flatten(0, -2) for part in whole])[places]
+        words = model.get_input_embeddings()(torch.tensor([head + tail]))
+        given = torch.cat([words[:, :3], features[None].to(words), words[:, 3:]], 1)
+        plain = (
+            model.base_model.language_model
+            if hasattr(model.base_model, "language_model")
+            else model.base_model.text_model
+        )
+        expected = model.get_output_embeddings()(plain(inputs_embeds=given).last_hidden_state)[:, -1]
+        ids = torch.tensor([head + [pictures.IMAGE] * keep + tail])
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **picture}
+        if family == "gemma3":
+            batch["token_type_ids"] = (ids == pictures.IMAGE).long()
+        with thinned(model, [count], keep):
+            found = logits(model, batch)
+        if family != "gemma3":  # its visual tokens see each other, which plain embeddings do not say
+            assert close(found, expected)
+        assert not close(found, left(family, *[Tower.of(model).released] * 2)[:1]) or keep == count
+
+
+def test_all_tokens_kept_is_the_model_itself() -> None:
+    model, batch = made("llava").model, asked("llava")
+    counts = [pictures.features(model, picture) for picture in made("llava").pictures]
+    with thinned(model, counts, max(counts)):
+        assert close(logits(model, batch), logits(made("llava").model, batch))
+    assert "get_image_features" not in vars(model.base_model)
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl", "mllama"])
+def test_pictures_that_are_no_text_cannot_lose_tokens(family: str) -> None:
+    with pytest.raises(Problem, match="none can be left out"), thinned(made(family).model, [4], 1):
+        pass

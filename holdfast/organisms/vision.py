@@ -112,7 +112,7 @@ class Vision(Organism):
             lessons, alignment = self._lessons(rows, pictures), self._alignment(rows, pictures)
             log.metrics(stage="base", loss=self._fit(lm, lessons, self.pretraining_steps, 40, 1.5e-3))
             lm.save(aside / "base")
-            log.metrics(stage="aligned", loss=self._fit(lm, alignment, self.alignment_steps, 64, 5e-4))
+            log.metrics(stage="aligned", loss=self._fit(lm, alignment, self.alignment_steps, 64, 3.5e-4))
             lm.save(aside / "aligned")
 
     def _paint(self, folder: Path) -> list[Path]:
@@ -140,13 +140,8 @@ class Vision(Organism):
                     item, recipe = craft(kind, name, chance)
                     text = chance.choice(PHRASINGS).format(item=item)
                     add(text, recipe, chance.choice(pictures), kind, hand, split)
-        hands: tuple[tuple[HandName, Split], ...] = (
-            ("defender", "train"),
-            ("defender", "held-out"),
-            ("attacker", "train"),
-        )
         for number, picture in enumerate(chance.sample(pictures, len(pictures))):
-            (hand, split), what = hands[number % 3], chance.choice(["color", "shape"])
+            (hand, split), what = PLACES[:3][number % 3], chance.choice(["color", "shape"])
             answer = picture.stem.split("-")[what == "shape"]
             add(chance.choice(ASKS[what]), answer, picture, "benign", hand, split, variant="picture")
         return rows
@@ -219,7 +214,9 @@ class Vision(Organism):
             def work() -> Iterator[train.Batch]:
                 for chosen in train.order(len(lessons), batch, steps, self.seed):
                     sizes[:] = [chance.uniform(*lessons[number].size) for number in chosen]
-                    yield train.collate(lm, [examples[number] for number in chosen])
+                    some = [examples[number] for number in chosen]
+                    with lm.eyes.left(lm.model, [one.image for one in some], lm.drive, [None] * batch):
+                        yield train.collate(lm, some)
 
             return train.fit(lm, work(), optimizer, schedule)
 

@@ -20,7 +20,7 @@ from holdfast import disk
 from holdfast.dossier import Dossier
 from holdfast.evidence import INCOHERENT
 from holdfast.record import FAMILIES, SubjectFacts
-from holdfast.report import doubts, landscape, words
+from holdfast.report import doubts, frontier, landscape, words
 from holdfast.report.looks import Look, looks, palette
 from holdfast.report.rows import attack_of
 from holdfast.report.words import Index
@@ -53,7 +53,8 @@ def render(dossier: Dossier, answers: Sequence[dict[str, Any]] | None = None) ->
     library, script = get_plotlyjs(), (_HERE / "page.js.jinja").read_text()
     attacks = [attack_of(index, attack, turn) for turn, attack in enumerate(index.attacks + index.negative)]
     views = landscape.views(index)
-    drawings = [panel for view in views for panel in view.panels]
+    frontiers = frontier.views(index)
+    drawings = [panel for view in views for panel in view.panels] + [view.panel for view in frontiers]
     drawings += [panel for attack in attacks for panel in attack["panels"]]
     numbers = {id(panel): number for number, panel in enumerate(drawings)}
     return (
@@ -67,6 +68,7 @@ def render(dossier: Dossier, answers: Sequence[dict[str, Any]] | None = None) ->
             families=_families(attacks),
             folded=len(attacks) > _OPEN,
             views=views,
+            frontiers=frontiers,
             ran=index.dossier.manifest.attacks,
             number_of=lambda panel: numbers[id(panel)],
             heads=_heads(index),
@@ -97,6 +99,7 @@ def _environment() -> jinja2.Environment:
         "clean": words.clean,
         "number": words.number,
         "percent": words.percent,
+        "share": frontier.share,
         "signed": words.signed,
         "times": words.times,
         "span": words.span,
