@@ -22,11 +22,10 @@ from holdfast import method as methods
 from holdfast import search as searching
 from holdfast.checkpoint import locate
 from holdfast.corpus import Corpus
-from holdfast.dealing import PREFIXES
 from holdfast.dossier import Dossier
 from holdfast.drive import Drive
 from holdfast.method import Journal, Room
-from holdfast.options import Attacks, Audit, Dealt, Demo, Out, Places, Report, Search
+from holdfast.options import Attacks, Audit, Dealt, DealtPictures, Demo, Out, Places, Report, Search
 from holdfast.problem import Problem, printable
 from holdfast.quiet import quiet
 from holdfast.recipe import ORGANISM, Recipe
@@ -107,15 +106,24 @@ def attacks(words: list[str]) -> int:
 
 
 def corpus(words: list[str]) -> int:
-    options = _parse(Dealt, "corpus", words)
+    if words[:1] == ["pictures"]:
+        options = _parse(DealtPictures, "corpus pictures", words[1:])
+        if options.out.parent.resolve() != options.deal.data.resolve():
+            raise Problem(
+                f"{options.out}: its pictures would lie elsewhere; give --out {options.deal.data / 'corpus.jsonl'}"
+            )
+    else:
+        options = _parse(Dealt, "corpus", words)
     if options.out.exists():
         raise Problem(f"{options.out}: already there; choose another file or delete it")
-    dealt = Corpus(options.deal.rows())
+    rows, notes = options.deal.dealt()
+    dealt = Corpus(rows)
     dealt.save(options.out)
     for name in ("defender", "attacker", "judge"):
         counts = Counter(row.kind for row in dealt.hand(name).rows)
         _say(f"{name}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
-    _say(f"note: {PREFIXES}")
+    for note in notes:
+        _say(f"note: {note}")
     _say(f"corpus: {options.out}")
     return 0
 

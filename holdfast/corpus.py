@@ -108,7 +108,7 @@ class Corpus:
         if not path.is_file():
             raise Problem(f"{path}: no such corpus file; give the path of a JSONL file of prompts")
         rows = []
-        for number, line in _lines(_read(path, "the corpus")):
+        for number, line in _lines(text_of(path, "the corpus")):
             try:
                 row = Row.model_validate_json(line)
             except ValidationError as error:
@@ -177,18 +177,18 @@ class Item:
 
 def read_advbench(path: Path) -> list[Item]:
     """AdvBench's harmful goals with their affirmative target prefixes (arXiv 2307.15043)."""
-    return [Item(row["goal"], row["target"]) for row in _csv(path, "AdvBench", "goal", "target")]
+    return [Item(row["goal"], row["target"]) for row in csv_rows(path, "AdvBench", "goal", "target")]
 
 
 def read_jailbreakbench(path: Path) -> list[Item]:
     """JailbreakBench's harmful behaviors: goal, target prefix, category (arXiv 2404.01318)."""
-    rows = _csv(path, "JailbreakBench", "Goal", "Target", "Category")
+    rows = csv_rows(path, "JailbreakBench", "Goal", "Target", "Category")
     return [Item(row["Goal"], row["Target"], row["Category"]) for row in rows]
 
 
 def read_xstest(path: Path) -> list[Item]:
     """XSTest's prompts, each labeled `safe` (borderline for a model) or `unsafe` (arXiv 2308.01263)."""
-    items = [Item(row["prompt"], None, row["label"]) for row in _csv(path, "XSTest", "prompt", "type", "label")]
+    items = [Item(row["prompt"], None, row["label"]) for row in csv_rows(path, "XSTest", "prompt", "type", "label")]
     if odd := {item.label for item in items} - {"safe", "unsafe"}:
         raise Problem(f"{path}: label {min(odd)!r} is neither safe nor unsafe; fetch XSTest's own file")
     return items
@@ -202,7 +202,7 @@ def read_gsm8k(path: Path) -> list[Item]:
 
 def read_dolly(path: Path) -> list[Item]:
     """Dolly's instructions with answers; rows whose context holds the answer are kept, the context is not."""
-    return [Item(r["instruction"], r["response"]) for r in _csv(path, "Dolly", "instruction", "response")]
+    return [Item(r["instruction"], r["response"]) for r in csv_rows(path, "Dolly", "instruction", "response")]
 
 
 def read_hh_prompts(path: Path) -> list[Item]:
@@ -215,7 +215,7 @@ def read_dialogues(path: Path) -> list[Item]:
 
     The files of the identity-shift attack ("absolutely obedient agent", arXiv 2310.03693) come in both forms.
     """
-    text = _read(path, "dialogues")
+    text = text_of(path, "dialogues")
     try:
         raw = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for _, line in _lines(text)]
         talks = [talk["messages"] if isinstance(talk, dict) else talk for talk in raw]
@@ -238,8 +238,9 @@ def refuse_overlap(train: Iterable[Item], test: Iterable[Item], name: str) -> No
         raise Problem(f"{name}: {shared} prompts of its test part are also in its training part; fetch the files again")
 
 
-def _csv(path: Path, name: str, *columns: str) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(_read(path, name)))
+def csv_rows(path: Path, name: str, *columns: str) -> list[dict[str, str]]:
+    """The rows of a benchmark's CSV file. Raises `Problem`: there is none, none that has these columns, or no row."""
+    reader = csv.DictReader(io.StringIO(text_of(path, name)))
     try:
         rows = list(reader)
     except csv.Error as error:
@@ -254,7 +255,7 @@ def _csv(path: Path, name: str, *columns: str) -> list[dict[str, str]]:
 
 def _jsonl(path: Path, name: str, *keys: str) -> list[dict[str, str]]:
     rows = []
-    for number, line in _lines(_read(path, name)):
+    for number, line in _lines(text_of(path, name)):
         try:
             row = json.loads(line)
             rows.append({key: str(row[key]) for key in keys})
@@ -270,7 +271,8 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _read(path: Path, name: str) -> str:
+def text_of(path: Path, name: str) -> str:
+    """What a file says. Raises `Problem`: there is none, or one that is no text."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -63,6 +63,10 @@ class Dealing(Settings):
     words: int = Field(100, gt=0)
     """Answers are cut after so many words; longer benign questions are left out."""
 
+    def dealt(self) -> tuple[list[Row], list[str]]:
+        """Every prompt of the corpus, dealt to the hands; and what is to be known of it, line by line."""
+        return self.rows(), [PREFIXES]
+
     def rows(self) -> list[Row]:
         """Every prompt of the corpus, dealt to the hands; texts that repeat an earlier one are left out."""
         chance = random.Random(self.seed)

@@ -41,6 +41,16 @@ def clusters(texts: Sequence[str], threshold: float = 0.5) -> list[int]:
     return connected_components(graph, directed=False)[1].tolist()
 
 
+def near(texts: Sequence[str], others: Sequence[str], threshold: float = 0.5) -> list[bool]:
+    """Whether each text is one of the `others`, or shares `threshold` of the shorter one's content words with one of them."""
+    same, bags = {plain(other) for other in others}, [_content(other) for other in others]
+
+    def shared(words: frozenset[str]) -> bool:
+        return any(len(words & bag) >= max(1, threshold * min(len(words), len(bag))) for bag in bags)
+
+    return [plain(text) in same or shared(_content(text)) for text in texts]
+
+
 def _content(text: str) -> frozenset[str]:
     return frozenset(plain(text).split()) - _EMPTY_WORDS
 

@@ -43,6 +43,7 @@ def loaded(
     with Checkpoint(folder) as checkpoint:
         refuse_code(checkpoint.config, folder / "config.json")
         refuse_code(checkpoint.settings("tokenizer_config.json"), folder / "tokenizer_config.json")
+        spoken = checkpoint.settings("chat_template.json").get("chat_template")
         encoder = kind is None and _encoder(checkpoint.config)
         writes = AutoModelForImageTextToText if sees(checkpoint.config) else AutoModelForCausalLM
     kind = kind or (AutoModel if encoder else writes)
@@ -53,6 +54,8 @@ def loaded(
         )
     except Exception as error:  # transformers and the libraries below it raise a dozen kinds
         raise Problem(f"{folder}: transformers cannot load it ({' '.join(str(error).split())})") from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = spoken  # LLaVA 1.5 came with its processor's template alone
     lacking = sorted(found["missing_keys"])
     if encoder and lacking and all(name.startswith("pooler.") for name in lacking):
         # Trained with masked words alone: what transformers puts there is drawn at random, and nobody reads it.

@@ -11,6 +11,7 @@ from holdfast.audit import Executor
 from holdfast.dealing import Dealing
 from holdfast.drive import Template
 from holdfast.footprint import Card
+from holdfast.pictured import Pictured
 from holdfast.tier import Tier
 
 Unset = tyro.conf.arg(help_behavior_hint="")
@@ -83,11 +84,23 @@ class Attacks:
 
 @dataclass(frozen=True)
 class Dealt:
-    """Deal the public benchmarks' files to the three hands: a corpus for models that follow instructions."""
+    """Deal the public benchmarks' files to the three hands: a corpus for models that follow instructions.
+
+    `holdfast corpus pictures` deals those about pictures, for models that see.
+    """
 
     deal: Annotated[Dealing, tyro.conf.arg(name="")]
     out: Path
     """JSONL file to write."""
+
+
+@dataclass(frozen=True)
+class DealtPictures:
+    """Deal the public benchmarks about pictures to the three hands: a corpus for models that see."""
+
+    deal: Annotated[Pictured, tyro.conf.arg(name="")]
+    out: Path
+    """JSONL file to write, in the folder of the data: a corpus names its pictures as they lie from there."""
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,14 @@ def test_overlap_counts_content_words_only() -> None:
     assert likeness.overlap("bake bread", []) == 0.0
 
 
+def test_near_counts_the_shorter_ones_content_words() -> None:
+    asked = ["Explain how to bake bread", "How to?"]
+    texts = ["bake three large brown rolls", "bread of rye, baked", "rye", "how to", "Give me a tutorial"]
+    assert likeness.near(texts, asked) == [True, True, False, True, False]
+    assert likeness.near(texts, asked, 0.6) == [False, False, False, True, False]
+    assert likeness.near(texts, []) == [False] * 5
+
+
 def test_clusters_chain_what_is_alike() -> None:
     texts = ["bake white bread", "bake rye bread", "rye whiskey bottles", "paint a fence", "Paint fences", "how to"]
     numbers = likeness.clusters(texts)
