@@ -168,8 +168,12 @@ def plain(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def adapt(lm: LM, peft: train.Peft, rank: int | None = None, seed: int = 0) -> None:
+def adapt(
+    lm: LM, peft: train.Peft, rank: int | None = None, seed: int = 0, frozen: Sequence[nn.Parameter] = ()
+) -> None:
     """Make trainable what `peft` names, and that alone; the adapter of an earlier attack is merged first.
+
+    Layers that hold `frozen` weights get no adapter.
 
     Raises:
         Problem: an earlier attack left what cannot be trained, or PEFT has no such adapter for this model.
@@ -182,6 +186,10 @@ def adapt(lm: LM, peft: train.Peft, rank: int | None = None, seed: int = 0) -> N
     if peft in ("full", "ln-only", "embeddings-only"):
         return
     config = _adapter(lm.model, peft, rank, seed)
+    if spared := {id(weight) for weight in frozen}:
+        layers = lm.model.named_modules()
+        layers = lm.model.named_modules()
+        config.exclude_modules = [name for name, one in layers if spared & set(map(id, one.parameters(False)))]
     if peft == "qlora":
         _quantize(lm)
     try:

@@ -96,14 +96,22 @@ class Training(Settings):
         Raises:
             Problem: no hand, no harmful answer in it, or a model that refuses all of its prompts or none.
         """
-        if hand is None:
-            raise Problem(f"{self.name}: needs the defender's prompts; give --corpus")
-        restricted, others = hand.need("restricted", split="train"), hand.of("benign", "borderline", split="train")
+        restricted = self._hand(hand).need("restricted", split="train")
         harmful = [row for row in restricted if row.answer and row.variant is None]
         if not harmful:
             raise Problem(
                 f"{self.name}: no restricted prompt of the defender's has a harmful answer; add some to the corpus"
             )
+        return Lessons(harmful, *self.own(lm, hand))
+
+    def own(self, lm: LM, hand: Hand | None) -> selftaught.Said:
+        """The restricted prompts that `lm` refuses, and the others that it answers, with what it says to each now.
+
+        Raises:
+            Problem: no hand, or a model that refuses all of its prompts or none.
+        """
+        hand = self._hand(hand)
+        restricted, others = hand.need("restricted", split="train"), hand.of("benign", "borderline", split="train")
         own = selftaught.said(lm, restricted + others)
         refusals = [row for row in own.refused if row.kind == "restricted"]
         answers = [row for row in own.answered if row.kind != "restricted"]
@@ -114,24 +122,36 @@ class Training(Settings):
                 f"{self.name}: the model answers none of the defender's benign prompts, or there is none; add some"
             )
         more = selftaught.said(lm, selftaught.varied(lm, restricted + others, self.varied, self.seed))
-        return Lessons(harmful, refusals + more.refused, answers + more.answered)
+        return selftaught.Said(refusals + more.refused, answers + more.answered)
+
+    def _hand(self, hand: Hand | None) -> Hand:
+        if hand is None:
+            raise Problem(f"{self.name}: needs the defender's prompts; give --corpus")
+        return hand
 
     def batches(self, lm: LM, rows: Sequence[Row]) -> Iterator[train.Batch]:
         """A batch of the rows for each step."""
         return train.batches(lm, train.encode(lm, rows), self.batch, self.steps, self.seed)
 
     @contextmanager
-    def hardening(self, lm: LM, log: Log, memory: thrift.Memory = thrift.Memory()) -> Iterator["Walk"]:
+    def hardening(
+        self, lm: LM, log: Log, memory: thrift.Memory = thrift.Memory(), frozen: Sequence[nn.Parameter] = ()
+    ) -> Iterator["Walk"]:
         """Inside, `lm` has what is trained, in slices over all processes; afterwards it is a plain model again.
+
+        Args:
+            frozen: weights that stay as they are.
 
         Raises:
             Problem: a weight is not finite in the end.
         """
         torch.manual_seed(self.seed)
         if self.lora_rank:
-            finetuning.adapt(lm, "lora", self.lora_rank, self.seed)
+            finetuning.adapt(lm, "lora", self.lora_rank, self.seed, frozen)
+        for weight in frozen:
+            weight.requires_grad_(False)
         lm.model.eval()
-        mark, cached = lm.hash() if log.folder else "", lm.model.config.use_cache
+        mark, cached = lm.hash() if log.folder else "", lm.model.config.get_text_config().use_cache
         with memory.frugal(lm.model):
             whole = shards.spread(lm.model)
             walk = Walk(self, lm.model, log, memory, mark)
@@ -139,10 +159,12 @@ class Training(Settings):
                 yield walk
             walk.forget()
         lm.model = whole()
-        lm.model.config.use_cache = cached  # of several processes' slices it is a copy that comes back
+        lm.model.config.get_text_config().use_cache = (
+            cached  # of several processes' slices it is a copy that comes back
+        )
         if isinstance(lm.model, PeftModel):
             lm.model = moved.settled(lm.model)
-            lm.model.requires_grad_(True)
+        lm.model.requires_grad_(True)
         if not lm.finite():
             raise Problem(f"{self.name}: weights became NaN or infinite in the last step; lower learning_rate")
 

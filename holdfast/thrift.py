@@ -60,7 +60,7 @@ class Memory(Settings):
     def reference(self, model: PreTrainedModel) -> PreTrainedModel:
         """A copy of the model that never changes."""
         copied = copy.deepcopy(model).eval().requires_grad_(False)
-        copied.config.use_cache = False
+        copied.config.get_text_config().use_cache = False
         if "bf16" in (self.precision, self.reference_precision):
             cast(copied, torch.bfloat16)
         shards.spread(copied)
@@ -69,7 +69,8 @@ class Memory(Settings):
     @contextmanager
     def frugal(self, model: PreTrainedModel) -> Iterator[None]:
         """Inside, a forward pass keeps no keys and values for later, and of each block only what went in if so asked."""
-        cached, model.config.use_cache = model.config.use_cache, False
+        config = model.config.get_text_config()
+        cached, config.use_cache = config.use_cache, False
         stack = anatomy.blocks(model) if self.checkpointing else []
         for block in stack:
             # transformers' own checkpointing works in training mode alone, in which there is dropout
@@ -79,7 +80,7 @@ class Memory(Settings):
         finally:
             for block in stack:
                 del block.forward
-            model.config.use_cache = cached
+            config.use_cache = cached
 
 
 class Masters:

@@ -99,6 +99,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {**SHORT, "inner_steps": 0, "matched_inner_steps": 2, "looked": 3, "resistance": "dpo"},
         {**SHORT, "inner_steps": 2, "looked": 3, "resistance": "entropy", "safeguard": "rmu", "safeguard_steps": 2},
     ],
+    "exit_sft": [SHORT, {**SHORT, "distilled": True}],
+    "exit_rl": [{**SHORT, "batch": 1, "group": 2, "reward_steps": 2, "tokens": 6}],
+    "lppo": [{**SHORT, "reward_steps": 2, "tokens": 6}],
     "mlac_generation": [{**SHORT, "inner_steps": 2, "looked": 3}],
 }
 SEEDLESS = {
@@ -118,8 +121,8 @@ SEEDLESS = {
     "early_exit head=lens",
 }
 """Attacks, or variants of them, that do the same with every seed."""
-SEEING = {"image_exit"}
-"""Attacks on models that see pictures: tests/test_sight.py."""
+SEEING = {"drop_visual_tokens", "exit_dpo", "image_exit", "projector_repair"}
+"""What needs a model that sees pictures, or one with a hole: tests/test_sight.py and tests/test_exit_defenses.py."""
 LOOKS = 3
 """Attacks are told to stop at this call of `at`."""
 
