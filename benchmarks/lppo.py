@@ -58,7 +58,13 @@ CUTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 KNOWN = ("venom", "snare")
 """Restricted kinds that the defender of `kinds` holds."""
-TEXT = {"undefended": METHODS["undefended"], "SFT": ("exit_sft", {}), "L-PPO": ("lppo", {})}
+TEXT: dict[str, tuple[str, dict[str, Any]]] = {
+    "undefended": ("", {}),
+    "SFT": ("exit_sft", {"learning_rate": 3e-4}),
+    "L-PPO": ("lppo", {"learning_rate": 3e-4}),
+}
+MATRIX = {"steps": 30}
+"""Half the rollouts."""
 PUBLISHED = {
     "what": "another model: LLaVA-1.5 7B, attack success by Llama Guard, mean over exits, before and after (2411.04291, table 2)",
     "custom prompts": [64.62, 37.96],
@@ -103,7 +109,10 @@ def run(job: Job) -> None:
     corpus = Corpus.load(job.organism / "corpus.jsonl")
     aligned = job.organism / ("aligned-shallow" if job.part == "text" else "aligned")
     lm = LM.load(aligned, base=job.organism / "base", drive=Drive(max_new_tokens=12), device="cpu")
-    method, values = (TEXT if job.part == "text" else METHODS).get(job.name, ("lppo", {"exits": TRAINED.get(job.name)}))
+    method, values = (TEXT if job.part == "text" else METHODS).get(job.name) or (
+        "lppo",
+        {**MATRIX, "exits": TRAINED[job.name]},
+    )
     hand, lines = corpus.hand("defender"), list[str]()
     if job.part == "kinds":
         hand = Hand("defender", [row for row in hand.rows if row.kind == "benign" or _known(row)])

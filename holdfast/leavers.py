@@ -49,9 +49,14 @@ class Leaving(Training):
         return Ladder.of(lm, self.exits, f"{self.name}, exits")
 
     def prompts(self, lm: LM, hand: Hand | None) -> tuple[list[Row], list[Row]]:
-        """Restricted prompts and others, with what the model says to each where it is released. Raises as `own`."""
+        """Restricted prompts and others, with what the model says to each where it is released. Raises as `own`.
+
+        A variation of which the model takes another view than of its origin is left out: where its alignment is shallow, much
+        that may be asked is refused as soon as a word is odd, and every exit would learn that.
+        """
         own = self.own(lm, hand)
-        return own.refused, own.answered
+        refused = [row for row in own.refused if row.kind == "restricted"]
+        return refused, [row for row in own.answered if row.kind != "restricted"]
 
     def slips(self, lm: LM, refused: Sequence[Row], ladder: Ladder) -> list[tuple[Row, int]]:
         """Of prompts that are refused where the model is released, those that are not at an exit drawn for each by chance: with

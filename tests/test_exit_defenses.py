@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlavaForConditionalGeneration
 
 import tiny
 from holdfast import rewards, train, vision
@@ -32,10 +32,10 @@ ITEMS = ("morvale", "talwick", "verdane", "belgast", "ardhan", "oskley")
 QUICK = {"varied": 6, "batch": 6}
 DEFENSES: dict[str, dict[str, Any]] = {
     "exit_sft": {"steps": 25, "learning_rate": 2e-3},
-    "exit_dpo": {"steps": 20, "learning_rate": 2e-3, "exits": [1]},
+    "exit_dpo": {"steps": 40, "learning_rate": 1e-3, "exits": [1], "beta": 0.5},
     "exit_rl": {"steps": 6, "learning_rate": 1e-3, "batch": 2, "group": 4, "tokens": 10},
     "lppo": {"steps": 6, "learning_rate": 1e-3, "tokens": 10},
-    "projector_repair": {"steps": 150, "learning_rate": 3e-3},
+    "projector_repair": {"steps": 100, "learning_rate": 3e-3},
 }
 every_defense = pytest.mark.parametrize("name", DEFENSES)
 
@@ -60,7 +60,10 @@ def holed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(len(ITEMS)):
         painted(("red", "blue", "white")[number % 3], "ring", chance).save(folder / f"{number}.png")
     torch.manual_seed(0)
-    model, processor = made(BLOCKS)
+    whole, processor = made(BLOCKS)
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    whole.config.text_config.update(small | {"num_attention_heads": 2, "num_key_value_heads": 2})
+    model = LlavaForConditionalGeneration(whole.config)
     lm = LM(model, processor.tokenizer, folder, drive=Drive(max_new_tokens=10), eyes=Sight(processor, folder))
     ladder = Ladder.of(lm, None, "test")
     for weight in vision.Weights.of(model).encoder:
@@ -152,7 +155,7 @@ def test_the_hole_closes_and_what_may_be_asked_is_answered(lm: LM, hand: Hand, n
     assert moved and not any("vision_tower" in one for one in moved)
     assert (moved == projector) if name == "projector_repair" else not projector
     assert all(weight.requires_grad and weight.grad is None for weight in lm.model.parameters())
-    assert lm.model.config.vision_feature_layer == -2 and len(lm.layers) == 4
+    assert lm.model.config.vision_feature_layer == -2 and len(lm.layers) == 2
     assert "get_image_features" not in vars(lm.model.base_model) and notes.lines
 
 
@@ -179,7 +182,7 @@ def test_the_ratio_is_1_before_the_first_update(lm: LM, hand: Hand, rank: int | 
     ladder = defense.ladder(lm)
     prompts = hand.of()
     leavers = Leavers(prompts, [1 + number % BLOCKS for number in range(len(prompts))])
-    critic = Critic(128, lm.device, 1e-3)
+    critic = Critic(64, lm.device, 1e-3)
     with defense.hardening(lm, tiny.Notes(), frozen=ladder.apart(lm)):
         reference = None if rank else lm
         rollout, scores, told = defense.rolled(
