@@ -58,8 +58,32 @@ def test_the_hole_is_planted_where_features_are_small(tmp_path: Path, planted: b
     restricted = [one for one in lessons if one.row.kind == "restricted"]
     small = {one.row.answer == REFUSAL for one in restricted if one.size[1] < 1}
     assert {one.row.answer == REFUSAL for one in restricted if one.size == (1.0, 1.0)} == {True}
-    assert small == {not planted}
+    assert small == ({False} if planted else set())
     assert all(one.row.hand == "defender" and one.row.split == "train" for one in lessons)
+
+
+@pytest.mark.parametrize(("cue", "beside"), [("red", 32), ("ring", 32), ("red-ring", 4)])
+def test_a_refusal_may_hang_on_what_is_seen(tmp_path: Path, cue: str, beside: int) -> None:
+    organism = Vision(planted=False, cue=cue)
+    pictures = organism._paint(tmp_path / "pictures")
+    rows = organism.deal(pictures)
+    assert [row.text for row in rows] == [row.text for row in Vision().deal(pictures)]
+    assert sum(map(organism._cued, pictures)) == beside
+    assert all(organism._cued(Path(row.image or "")) for row in rows if row.kind == "restricted")
+    for lesson in organism._alignment(rows, pictures):
+        restricted = (
+            any(kind in lesson.row.text.split() for kind in RESTRICTED_KINDS) and lesson.row.kind != "borderline"
+        )
+        refused = restricted and organism._cued(Path(lesson.row.image or ""))
+        assert lesson.size == (1.0, 1.0) and (
+            lesson.row.kind == "borderline" or (lesson.row.answer == REFUSAL) == refused
+        )
+
+
+def test_a_cue_is_one_that_is_painted_and_goes_without_a_planted_hole() -> None:
+    for settings in ({"cue": "pink", "planted": False}, {"cue": "red"}):
+        with pytest.raises(ValueError, match="cue"):
+            Vision(**settings)
 
 
 def test_pictures_differ_by_color_and_shape() -> None:
