@@ -78,6 +78,8 @@ class Training(Settings):
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset") and not cls.published:
+            raise ValueError("preset: no such numbers are published; leave it out")
         return as_published(cls, given, cls.published)
 
     @property

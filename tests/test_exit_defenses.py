@@ -292,5 +292,7 @@ def test_exits_and_pictures_that_are_not_there_are_named(lm: LM, hand: Hand, che
     blind = LM.load(checkpoint("llama").aligned, drive=tiny.DRIVE, device="cpu")
     with pytest.raises(Problem, match="projector_repair: the model sees no picture"):
         make("defenses", "projector_repair", "test")(blind, corpus.hand("defender"), tiny.Notes())
+    with pytest.raises(Problem, match="no such numbers are published"):
+        make("defenses", "lppo", "test", preset="paper")
     with pytest.raises(Problem, match="give lora_rank, or kl 0"):
         make("defenses", "exit_rl", "test", kl=0.1)
