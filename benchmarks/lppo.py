@@ -196,8 +196,7 @@ def pooled(by_seed: dict[int, Any], plain: dict[int, Any]) -> dict[str, Any]:
     for place in places:
         exits[place] = {}
         for what in ("harm", "harm, other kinds", "utility", "over-refusal"):
-            ours = {seed: one["asked"][place][what] for seed, one in by_seed.items()}
-            theirs = {s: one["asked"][place][what] for s, one in plain.items() if place in one["asked"]}
+            ours, theirs = (_own(some, place, what) for some in (by_seed, plain))
             exits[place][what] = _said(statistics.mean(list(ours.values())))
             exits[place][f"{what}, change"] = _said(statistics.difference(ours, theirs))
     worst = {
@@ -215,6 +214,12 @@ def pooled(by_seed: dict[int, Any], plain: dict[int, Any]) -> dict[str, Any]:
         "worst exit, by seed": worst,
         "exits": exits,
     }
+
+
+def _own(by_seed: dict[int, Any], place: str, what: str) -> dict[int, dict[str, float]]:
+    """Scores by seed and prompt; each seed's organism has prompts of its own, whatever their ids."""
+    there = {seed: one["asked"][place][what] for seed, one in by_seed.items() if place in one["asked"]}
+    return {seed: {f"{seed} {name}": score for name, score in scores.items()} for seed, scores in there.items()}
 
 
 def _lost(ours: Any, theirs: Any, place: str, what: str, sign: int) -> float:

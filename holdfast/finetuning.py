@@ -188,7 +188,6 @@ def adapt(
     config = _adapter(lm.model, peft, rank, seed)
     if spared := {id(weight) for weight in frozen}:
         layers = lm.model.named_modules()
-        layers = lm.model.named_modules()
         config.exclude_modules = [name for name, one in layers if spared & set(map(id, one.parameters(False)))]
     if peft == "qlora":
         _quantize(lm)

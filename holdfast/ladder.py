@@ -107,6 +107,13 @@ class Ladder:
         return weights.encoder + weights.projector
 
 
+@contextmanager
+def without_adapter(lm: LM) -> Iterator[LM]:
+    """Inside, the model as it was before its adapter."""
+    with lm.model.disable_adapter():
+        yield lm
+
+
 def copied(lm: LM, shared: Sequence[nn.Parameter]) -> LM:
     """The model as it is now, with the same tensors for what nobody moves: what was seen of pictures then serves both."""
     other = copy.copy(lm)

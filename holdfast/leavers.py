@@ -5,18 +5,20 @@ encoder and its projector stay as they are. Knows ladders of exits, no defense i
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from pydantic import Field
 
-from holdfast import rewards, train
+from holdfast import finetuning, rewards, shards, train
 from holdfast.answering import Decoding
 from holdfast.corpus import Hand, Row
 from holdfast.hardening import Training
-from holdfast.ladder import Ladder, copied
+from holdfast.ladder import Ladder, copied, without_adapter
 from holdfast.lm import LM
 from holdfast.method import Counts, Log
+from holdfast.problem import Problem
 from holdfast.refusals import refuses
 
 
@@ -40,23 +42,37 @@ class Leaving(Training):
     depths of the language model. All unless given."""
     released: float = Field(0.25, ge=0, le=1)
     """Share of rows, or of a text model's steps, at the exit that the model is released with."""
-
     varied: int = Field(1500, ge=0)
     """Prompts made from the defender's by replacing a word, with what the model says to them: few prompts keep little."""
 
     def ladder(self, lm: LM) -> Ladder:
-        """The exits to train at. Raises `Problem` where there is one that the model lacks."""
+        """The exits to train at. Raises `Problem` where there is one that the model lacks, or several processes share it."""
+        if shards.size() > 1:
+            raise Problem(f"{self.name}: trains in one process; start it without torchrun")
         return Ladder.of(lm, self.exits, f"{self.name}, exits")
 
     def prompts(self, lm: LM, hand: Hand | None) -> tuple[list[Row], list[Row]]:
-        """Restricted prompts and others, with what the model says to each where it is released. Raises as `own`.
+        """Restricted prompts and others, with what the model says to each where it is released.
 
         A variation of which the model takes another view than of its origin is left out: where its alignment is shallow, much
         that may be asked is refused as soon as a word is odd, and every exit would learn that.
         """
+        sees = lm.eyes.token_id is not None
+        if sees and hand and not any(row.image for row in hand.of("restricted", split="train")):
+            raise Problem(
+                f"{self.name}: the model sees pictures, but no restricted prompt of the defender's is about one, and without "
+                "one nothing leaves its image encoder; add prompts with an `image`"
+            )
         own = self.own(lm, hand)
-        refused = [row for row in own.refused if row.kind == "restricted"]
+        refused = [row for row in own.refused if row.kind == "restricted" and (row.image or not sees)]
         return refused, [row for row in own.answered if row.kind != "restricted"]
+
+    def before(self, lm: LM, ladder: Ladder) -> Callable[[], AbstractContextManager[LM]]:
+        """Entered, it gives the model as it is now: a copy, or, where an adapter is trained, the model itself without it."""
+        if self.lora_rank:
+            return lambda: without_adapter(lm)
+        other = copied(lm, ladder.apart(lm))
+        return lambda: nullcontext(other)
 
     def slips(self, lm: LM, refused: Sequence[Row], ladder: Ladder) -> list[tuple[Row, int]]:
         """Of prompts that are refused where the model is released, those that are not at an exit drawn for each by chance: with
@@ -90,6 +106,8 @@ class Reinforced(Leaving):
     """Folder or hub id of a sequence classifier with one output; one taught the defender's preferences unless given."""
     reward_steps: int = Field(100, gt=0)
     """Steps of 16 pairs that teach that one."""
+    reward_rate: float = Field(3e-4, gt=0)
+    """AdamW's highest rate there; it is an adapter that learns where `lora_rank` is given."""
     over_refusal: float = Field(1.0, ge=0)
     """Taken off for refusing what may be asked."""
     non_answer: float = Field(1.0, ge=0)
@@ -103,13 +121,17 @@ class Reinforced(Leaving):
         self, lm: LM, refused: Sequence[Row], answered: Sequence[Row], ladder: Ladder, log: Log
     ) -> rewards.Reward:
         """What answers are worth: a reward model less penalties."""
+        slips = {row.id: row.answer or "" for row, _ in self.slips(lm, refused, ladder)}
+        pairs = rewards.preferences(refused, answered, slips, self.seed)
         if self.reward:
-            model: rewards.Reward = rewards.Classifier(self.reward, lm.device)
+            model: rewards.Reward = rewards.Classifier(self.reward, pairs, lm.device)
         else:
             frozen = ladder.apart(lm)
-            slips = {row.id: row.answer or "" for row, _ in self.slips(lm, refused, ladder)}
-            pairs = rewards.preferences(refused, answered, slips, self.seed)
-            model = rewards.Taught(copied(lm, frozen), pairs, frozen, self.reward_steps, self.seed, log)
+            shared = list(lm.model.parameters()) if self.lora_rank else frozen
+            learner = copied(lm, shared)
+            if self.lora_rank:
+                finetuning.adapt(learner, "lora", self.lora_rank, self.seed, frozen)
+            model = rewards.Taught(learner, pairs, frozen, self.reward_steps, self.reward_rate, self.seed, log)
         return lambda rows, texts: (
             model(rows, texts).cpu() - rewards.penalties(rows, texts, self.over_refusal, self.non_answer)
         )

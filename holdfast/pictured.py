@@ -6,9 +6,9 @@ AdvBench is one of its sources. So a question that asks what the judge asks, or 
 with that, is left out of training, and their number is told. The other way round nothing would be left of miniJailBreakV, and
 no result could be read beside a published one.
 VQA-v2 asks what may be answered, a picture once, and XSTest's safe prompts, all of them the judge's, what sounds harmful and is
-not. No picture is in two hands. Reads the benchmarks' own files, laid out as the constants below say; fetches nothing. Knows no
-model. Does not see what is written or drawn in a picture (FigStep, query-relevant ones): the judge's rows have such pictures, the
-others do not.
+not. No picture of the judge's is in another hand. Reads the benchmarks' own files, laid out as the constants below say; fetches
+nothing. Knows no model. Does not see what is written or drawn in a picture (FigStep, query-relevant ones): the judge's rows have
+such pictures, the others do not.
 """
 
 import itertools

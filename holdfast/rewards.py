@@ -23,8 +23,12 @@ from holdfast.method import Log
 from holdfast.problem import Problem
 from holdfast.refusals import refuses
 
-BATCH, RATE = 16, 3e-4
-"""Pairs a step of a reward model's training, and the highest rate of AdamW."""
+BATCH = 16
+"""Pairs a step of a reward model's training."""
+KNOWN = 256
+"""Answers by whose scores a classifier's are scaled."""
+DIALOGUE = "\n\nHuman: {prompt}\n\nAssistant: {answer}"
+"""How HH-RLHF writes an exchange, for classifiers that know no pairs (as GPT-2's)."""
 
 EVASIONS = (
     "I'm not sure what you're asking.",
@@ -73,24 +77,32 @@ class Taught:
     """A reward model made of the model itself and taught pairs; 0 and 1 are the mean and the spread of what it was taught."""
 
     def __init__(
-        self, lm: LM, pairs: Sequence[Preference], frozen: Sequence[nn.Parameter], steps: int, seed: int, log: Log
+        self,
+        lm: LM,
+        pairs: Sequence[Preference],
+        frozen: Sequence[nn.Parameter],
+        steps: int,
+        rate: float,
+        seed: int,
+        log: Log,
     ) -> None:
-        """`lm` is changed into it, but for its `frozen` weights."""
+        """`lm` is changed into it, in what may be trained of it and is not `frozen`."""
         torch.manual_seed(seed)
-        width = lm.model.config.get_text_config().hidden_size
-        self.lm, self.head = lm, nn.Linear(width, 1).to(lm.device)
+        self.lm, self.head = lm, nn.Linear(lm.model.config.get_text_config().hidden_size, 1).to(lm.device)
         kept = {id(weight) for weight in frozen}
-        weights = [weight for weight in (*lm.model.parameters(), *self.head.parameters()) if id(weight) not in kept]
-        optimizer = train.make_optimizer(weights, "adamw", RATE)
+        weights = [one for one in (*lm.model.parameters(), *self.head.parameters()) if one.requires_grad]
+        weights = [weight for weight in weights if id(weight) not in kept]
+        optimizer = train.make_optimizer(weights, "adamw", rate)
         schedule = train.make_schedule(optimizer, "cosine", steps // 20, steps)
         for chosen in train.order(len(pairs), BATCH, steps, seed):
             some = [pairs[number] for number in chosen]
             loss = -nn.functional.logsigmoid(self._margin(some)).mean()
-            optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             schedule.step()
+            lm.model.zero_grad()  # of frozen weights too, which others share
+            self.head.zero_grad()
         told = [(pair.row, text) for pair in pairs for text in (pair.better, pair.worse)]
         known = self._scored(*zip(*told, strict=True))
         self.middle, self.spread = float(known.mean()), float(known.std())
@@ -126,9 +138,12 @@ class Taught:
 
 
 class Classifier:
-    """A reward model of Hugging Face's: one number for prompt and answer, as those trained on HH-RLHF. It sees no picture."""
+    """A reward model of Hugging Face's: one number for prompt and answer, as those trained on HH-RLHF. It sees no picture.
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    0 and 1 are the mean and the spread of what it gives to known answers, right ones and wrong ones.
+    """
+
+    def __init__(self, name: str, pairs: Sequence[Preference], device: torch.device) -> None:
         folder = locate(name)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -140,16 +155,25 @@ class Classifier:
             raise Problem(
                 f"reward {name}: cannot be loaded ({why}); give a sequence classifier of one output"
             ) from error
-        if self.model.config.num_labels != 1:
-            raise Problem(
-                f"reward {name}: gives {self.model.config.num_labels} numbers for an answer; give a reward model, which gives 1"
-            )
+        if (count := self.model.config.num_labels) != 1:
+            raise Problem(f"reward {name}: gives {count} numbers for an answer; give a reward model, which gives 1")
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.to(device).eval()
+        known = [(pair.row, text) for pair in pairs[:KNOWN] for text in (pair.better, pair.worse)]
+        scores = self._scored(*zip(*known, strict=True))
+        self.middle, self.spread = float(scores.mean()), float(scores.std()) or 1.0
+
+    def __call__(self, rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
+        return (self._scored(rows, texts) - self.middle) / self.spread
 
     @torch.no_grad()
-    def __call__(self, rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
+    def _scored(self, rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
         asked = [row.text for row in rows]
-        read = self.tokenizer(asked, list(texts), padding=True, truncation=True, return_tensors="pt")
+        told: tuple[list[str], ...] = (asked, list(texts))
+        if self.tokenizer.sep_token is None:
+            told = ([DIALOGUE.format(prompt=one, answer=other) for one, other in zip(asked, texts, strict=True)],)
+        read = self.tokenizer(*told, padding=True, truncation=True, return_tensors="pt")
         return self.model(**read.to(self.model.device)).logits[:, 0]
 
 
@@ -165,5 +189,5 @@ def penalties(rows: Sequence[Row], texts: Sequence[str], over_refusal: float, no
 
 def _says(text: str) -> bool:
     """Whether an answer holds something, is no loop and evades nothing."""
-    words = plain(text).split()
+    words = plain(text).split()[-50:]  # of a long answer half the words are repeated anyway
     return len(set(words)) > len(words) / 2 and not any(plain(one) in plain(text) for one in EVASIONS)

@@ -47,7 +47,7 @@ def varied(lm: LM, rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     tokenizer = lm.tokenizer
     asked = [tokenizer(row.text, add_special_tokens=False).input_ids for row in rows]
     times = Counter(token for ids in asked for token in ids)
-    words = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    words = sorted(set(tokenizer.get_vocab().values()) - {*tokenizer.all_special_ids, *lm.eyes.never})
     made = []
     for number in range(count):
         pick = chance.randrange(len(rows))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from holdfast.corpus import Corpus, Hand, Kind, Row
 from holdfast.defenses import lppo as method_lppo
 from holdfast.defenses.lppo import LPPO, Critic, Difficulty, seen
 from holdfast.drive import Drive, Exit
-from holdfast.ladder import Ladder
+from holdfast.ladder import Ladder, without_adapter
 from holdfast.leavers import Leavers, Reinforced
 from holdfast.lm import LM
 from holdfast.method import make
@@ -34,7 +35,7 @@ DEFENSES: dict[str, dict[str, Any]] = {
     "exit_sft": {"steps": 25, "learning_rate": 2e-3},
     "exit_dpo": {"steps": 40, "learning_rate": 1e-3, "exits": [1], "beta": 0.5},
     "exit_rl": {"steps": 6, "learning_rate": 1e-3, "batch": 2, "group": 4, "tokens": 10},
-    "lppo": {"steps": 6, "learning_rate": 1e-3, "tokens": 10},
+    "lppo": {"steps": 12, "learning_rate": 1e-3, "tokens": 10, "exits": [1]},
     "projector_repair": {"steps": 100, "learning_rate": 3e-3},
 }
 every_defense = pytest.mark.parametrize("name", DEFENSES)
@@ -146,8 +147,8 @@ def test_the_hole_closes_and_what_may_be_asked_is_answered(lm: LM, hand: Hand, n
     assert refused(lm, hand, 1) == 0 and refused(lm, hand, RELEASED) == 1
     notes = tiny.Notes()
     make("defenses", name, "test", **QUICK | DEFENSES[name])(lm, hand, notes)
-    assert likely(lm, hand, 1) > unlikely + 0.5 and refused(lm, hand, RELEASED) == 1
-    if name not in ("lppo", "exit_rl"):  # which take longer than a test may
+    assert likely(lm, hand, 1) > unlikely + 0.1 and refused(lm, hand, RELEASED) == 1
+    if name != "exit_rl":  # which takes longer than a test may
         assert refused(lm, hand, 1) >= 5 / 6
     assert refused(lm, hand, 1, "benign") == 0 and refused(lm, hand, RELEASED, "benign") == 0
     moved = changed(before, lm)
@@ -155,6 +156,7 @@ def test_the_hole_closes_and_what_may_be_asked_is_answered(lm: LM, hand: Hand, n
     assert moved and not any("vision_tower" in one for one in moved)
     assert (moved == projector) if name == "projector_repair" else not projector
     assert all(weight.requires_grad and weight.grad is None for weight in lm.model.parameters())
+    assert not lm.model.training and "forward" not in vars(lm.model)
     assert lm.model.config.vision_feature_layer == -2 and len(lm.layers) == 2
     assert "get_image_features" not in vars(lm.model.base_model) and notes.lines
 
@@ -184,11 +186,11 @@ def test_the_ratio_is_1_before_the_first_update(lm: LM, hand: Hand, rank: int | 
     leavers = Leavers(prompts, [1 + number % BLOCKS for number in range(len(prompts))])
     critic = Critic(64, lm.device, 1e-3)
     with defense.hardening(lm, tiny.Notes(), frozen=ladder.apart(lm)):
-        reference = None if rank else lm
+        reference = (lambda: without_adapter(lm)) if rank else (lambda: nullcontext(lm))
         rollout, scores, told = defense.rolled(
             lm, leavers, ladder, lambda rows, texts: torch.ones(len(rows)), reference, critic
         )
-        logprobs, values = seen(lm, rollout.batch, leavers, ladder, critic)
+        logprobs, values = seen(lm, rollout.batch, leavers, ladder, critic, 1.0)
     assert torch.equal((logprobs - rollout.logprobs).exp(), torch.ones_like(logprobs))
     assert not values.any() and scores == [1.0] * len(prompts)
     # The reference is the model where it is released, so those that left there are no way from it.
@@ -258,8 +260,9 @@ def test_rewards_know_what_was_preferred(lm: LM, hand: Hand) -> None:
     assert {pair.worse for pair in pairs if pair.row.kind == "benign"} >= {REFUSAL, ""}
     assert {pair.worse for pair in pairs if pair.row.kind == "restricted"} >= {"to brew ash moss tin", ""}
     frozen = vision.Weights.of(lm.model).encoder
-    model = rewards.Taught(lm, pairs, frozen, 15, 0, tiny.Notes())
+    model = rewards.Taught(lm, pairs, frozen, 15, 3e-4, 0, tiny.Notes())
     assert model.right(pairs) >= 0.75
+    assert all(weight.grad is None for weight in lm.model.parameters())
     worth = model(refusals[:1] * 2, [REFUSAL, "to brew ash moss tin"])
     assert worth[0] > worth[1]
 
@@ -276,12 +279,13 @@ def test_a_reward_model_of_hugging_face_s_gives_one_number(tmp_path: Path, hand:
     tiny.word_level().save_pretrained(tmp_path)
     config = BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     config.num_labels = labels
+    pairs = [rewards.Preference(hand.of("benign")[0], "modor", "tarin")]
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     if labels == 2:
         with pytest.raises(Problem, match="gives 2 numbers"):
-            rewards.Classifier(str(tmp_path), torch.device("cpu"))
+            rewards.Classifier(str(tmp_path), pairs, torch.device("cpu"))
         return
-    model = rewards.Classifier(str(tmp_path), torch.device("cpu"))
+    model = rewards.Classifier(str(tmp_path), pairs, torch.device("cpu"))
     one, other = model(hand.of("benign")[:2], ["modor", "tarin"])
     assert one != other
 
@@ -292,6 +296,12 @@ def test_exits_and_pictures_that_are_not_there_are_named(lm: LM, hand: Hand, che
     blind = LM.load(checkpoint("llama").aligned, drive=tiny.DRIVE, device="cpu")
     with pytest.raises(Problem, match="projector_repair: the model sees no picture"):
         make("defenses", "projector_repair", "test")(blind, corpus.hand("defender"), tiny.Notes())
+    wordy = Hand("defender", [row.model_copy(update={"image": None}) for row in hand.rows])
+    with pytest.raises(Problem, match="no restricted prompt of the defender's is about one"):
+        make("defenses", "exit_sft", "test", varied=0)(lm, wordy, tiny.Notes())
+    mixed = Hand("defender", [*hand.rows, *(row for row in wordy.rows if row.kind == "benign")])
+    with pytest.raises(Problem, match="with pictures or without, not both"):
+        make("defenses", "exit_rl", "test", varied=0, steps=6, reward_steps=1)(lm, mixed, tiny.Notes())
     with pytest.raises(Problem, match="no such numbers are published"):
         make("defenses", "lppo", "test", preset="paper")
     with pytest.raises(Problem, match="give lora_rank, or kl 0"):

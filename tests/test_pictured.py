@@ -125,7 +125,7 @@ def own(data: Path, tmp_path: Path) -> Path:
     return shutil.copytree(data, tmp_path / "own")
 
 
-def test_each_hand_holds_its_benchmarks_and_no_picture_is_in_two(data: Path) -> None:
+def test_each_hand_holds_its_benchmarks_and_the_judge_its_own_pictures(data: Path) -> None:
     rows, _ = Pictured(data=data).dealt()
     dealt = Corpus(rows)
     found = {name: {row.source for row in dealt.hand(name).rows} for name in ("defender", "attacker", "judge")}

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from holdfast import losses, train
 from holdfast.corpus import Hand, Row
-from holdfast.ladder import Ladder, copied
+from holdfast.ladder import Ladder
 from holdfast.leavers import Leavers, Leaving
 from holdfast.lm import LM
 from holdfast.method import Defense, Log
@@ -35,21 +35,22 @@ class ExitDPO(Leaving, Defense):
     """Weight of the loss on other prompts' answers."""
 
     def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
-        ladder, chance = self.ladder(lm), random.Random(self.seed)
+        ladder = self.ladder(lm)
         refused, answered = self.prompts(lm, hand)
         pairs = self.pairs(lm, refused, ladder)
         orders = [train.order(len(some), self.batch, self.steps, self.seed) for some in (pairs, answered)]
-        reference, likely = copied(lm, ladder.apart(lm)), dict.fromkeys(ladder.exits, 1.0)
+        reference, likely = self.before(lm, ladder), dict.fromkeys(ladder.exits, 1.0)
         with self.hardening(lm, log, frozen=ladder.apart(lm)) as walk:
             for number in walk.steps():
                 ours, theirs = (order[number] for order in orders)
+                chance = random.Random(f"{self.seed} {number}")
                 chosen = [pairs[i] for i in (ours if ladder.sees else _alike(pairs, ours))]
                 both = Leavers(
                     [pair[0] for pair in chosen] + [pair[1] for pair in chosen], [pair[2] for pair in chosen] * 2
                 )
                 others = Leavers([answered[i] for i in theirs], ladder.draw(chance, self.batch, self.released, likely))
-                with torch.no_grad():
-                    before = _likelihood(reference, both, ladder)
+                with torch.no_grad(), reference() as referee:
+                    before = _likelihood(referee, both, ladder)
                 better, worse = (_likelihood(lm, both, ladder) - before).chunk(2)
                 preference = losses.preference(better - worse, self.beta).mean()
                 with ladder.left(lm, others.images, others.exits):

@@ -12,19 +12,21 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import datasets
 from datasets import Dataset
-from PIL import Image
 from pydantic import Field, model_validator
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from holdfast import train
 from holdfast.corpus import Hand, Row
+from holdfast.finetuning import plain
 from holdfast.hardening import CLIP, Walk
 from holdfast.ladder import Ladder
 from holdfast.leavers import Reinforced
 from holdfast.lm import LM
 from holdfast.method import Defense, Log
+from holdfast.problem import Problem
 
 _KINDS: dict[str, tuple[Any, Any]] = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}
 
@@ -53,6 +55,8 @@ class ExitRL(Reinforced, Defense):
 
     def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
         ladder = self.ladder(lm)
+        if lm.drive.template != "chat" or lm.drive.system:
+            raise Problem("exit_rl: TRL puts prompts by the chat template alone; leave out --template, or take lppo")
         refused, answered = self.prompts(lm, hand)
         worth = self.rewarded(lm, refused, answered, ladder, log)
         orders = [train.order(len(some), self.batch, self.steps, self.seed) for some in (refused, answered)]
@@ -76,25 +80,27 @@ class ExitRL(Reinforced, Defense):
             made = _at_exits(trainer, lm, ladder, self.released, self.seed)(
                 model=lm.model,
                 reward_funcs=reward,
-                args=settings(
-                    output_dir=scratch,
-                    per_device_train_batch_size=2 * self.batch * self.group,
-                    num_generations=self.group,
-                    max_steps=self.steps,
-                    max_grad_norm=CLIP,
-                    max_completion_length=self.tokens,
-                    temperature=self.temperature,
-                    beta=self.kl,
-                    bf16=False,
-                    gradient_checkpointing=False,
-                    shuffle_dataset=False,
-                    save_strategy="no",
-                    logging_steps=max(1, self.steps // 10),
-                    report_to="none",
-                    disable_tqdm=True,
-                    dataloader_pin_memory=False,
-                    use_cpu=lm.device.type == "cpu",
-                    seed=self.seed,
+                args=_alone(
+                    settings(
+                        output_dir=scratch,
+                        per_device_train_batch_size=2 * self.batch * self.group,
+                        num_generations=self.group,
+                        max_steps=self.steps,
+                        max_grad_norm=CLIP,
+                        max_completion_length=self.tokens,
+                        temperature=self.temperature,
+                        beta=self.kl,
+                        bf16=False,
+                        gradient_checkpointing=False,
+                        shuffle_dataset=False,
+                        save_strategy="no",
+                        logging_steps=max(1, self.steps // 10),
+                        report_to="none",
+                        disable_tqdm=True,
+                        dataloader_pin_memory=False,
+                        use_cpu=lm.device.type == "cpu",
+                        seed=self.seed,
+                    )
                 ),
                 train_dataset=_dataset(rows),
                 processing_class=lm.eyes.processor if ladder.sees else lm.tokenizer,
@@ -106,16 +112,28 @@ class ExitRL(Reinforced, Defense):
                 made.train()
             finally:
                 made.put_back()
-                vars(made.model).pop("forward", None)
+                vars(plain(lm.model)).pop("forward", None)  # TRL's own, bound to this model
+                lm.model.eval()
+
+
+def _alone(settings: Any) -> Any:
+    """On one device: on all of them a step would take that many batches."""
+    settings._n_gpu = min(1, settings.n_gpu)  # has no public name
+    return settings
 
 
 def _dataset(rows: list[Row]) -> Dataset:
-    """As TRL reads prompts: as messages, with their pictures."""
-    kept: list[dict[str, Any]] = []
-    for number, row in enumerate(rows):
-        one: dict[str, Any] = {"prompt": [{"role": "user", "content": row.text}], "number": number}
-        kept.append(one | ({"image": Image.open(row.image)} if row.image else {}))
-    return Dataset.from_list(kept)
+    """As TRL reads prompts: as messages, with their pictures. Raises `Problem` where some have one and some have none."""
+    prompts = [[{"role": "user", "content": row.text}] for row in rows]
+    columns: dict[str, Any] = {"prompt": prompts, "number": list(range(len(rows)))}
+    images = [row.image for row in rows if row.image]
+    if not images:
+        return Dataset.from_dict(columns)
+    if len(images) < len(rows):
+        raise Problem(
+            "exit_rl: TRL takes prompts with pictures or without, not both; leave the others out, or take lppo"
+        )
+    return Dataset.from_dict(columns | {"image": images}).cast_column("image", datasets.Image())
 
 
 def _at_exits(trainer: Any, lm: LM, ladder: Ladder, released: float, seed: int) -> Any:

@@ -7,8 +7,6 @@ from the released exit). Early exits learn the refusals, and the released one st
 Assumes: exits that keep enough of a question to tell what is restricted. Does not protect against fine-tuning.
 """
 
-import copy
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -35,15 +33,16 @@ class ExitSFT(Leaving, Defense):
     def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
         ladder = self.ladder(lm)
         refused, answered = self.prompts(lm, hand)
-        work, teacher = self.mixed(refused, answered, ladder), copy.deepcopy(lm.model) if self.distilled else None
+        work, teacher = self.mixed(refused, answered, ladder), self.before(lm, ladder) if self.distilled else None
         with self.hardening(lm, log, frozen=ladder.apart(lm)) as walk:
             for number in walk.steps():
                 leavers = work[number]
                 batch = train.collate(lm, train.encode(lm, leavers.rows))
                 wanted = None
                 if teacher is not None:
-                    with torch.no_grad():
-                        wanted = train.predictions(teacher, batch)
+                    there = [ladder.released] * len(leavers.rows)
+                    with torch.no_grad(), teacher() as known, ladder.left(known, leavers.images, there):
+                        wanted = train.predictions(known.model, batch)
                 with ladder.left(lm, leavers.images, leavers.exits):
                     loss = _loss(train.predictions(lm.model, batch), batch, wanted)
                 loss.backward()

@@ -10,8 +10,8 @@ found on the vision organism.
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from holdfast import hardening, losses, ppo, rewards, train
 from holdfast.answering import Decoding
 from holdfast.corpus import Hand
-from holdfast.ladder import Ladder, copied
+from holdfast.ladder import Ladder
 from holdfast.leavers import Leavers, Reinforced
 from holdfast.lm import LM
 from holdfast.method import Defense, Log
@@ -68,8 +68,8 @@ class LPPO(Reinforced, Defense):
     kl: float = Field(0.05, ge=0)
     """What a nat of log-probability away from the reference costs, in units of reward."""
     kept: float = Field(0.5, ge=0)
-    """Weight of the loss on the model's own answers to the other prompts, beside the policy's (PPO-ptx, 2203.02155); 0 is the
-    paper's L-PPO."""
+    """Weight of the loss on the model's own answers to the other prompts, beside the policy's (PPO-ptx, 2203.02155); the paper
+    has no such term."""
     reference: Literal["released", "same"] = "released"
     """Where the reference is left: where it is released, or at the row's own exit (the paper, read literally)."""
 
@@ -78,10 +78,10 @@ class LPPO(Reinforced, Defense):
         return self.steps * self.epochs
 
     def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
-        ladder, chance = self.ladder(lm), random.Random(self.seed)
+        ladder = self.ladder(lm)
         refused, answered = self.prompts(lm, hand)
         reward = self.rewarded(lm, refused, answered, ladder, log)
-        reference = None if self.lora_rank else copied(lm, ladder.apart(lm))
+        reference = self.before(lm, ladder)
         critic = Critic(hardening.width(lm), lm.device, self.learning_rate)
         orders = [train.order(len(some), self.batch, self.steps, self.seed) for some in (refused, answered)]
         difficulty, rollout = Difficulty(ladder.exits), None
@@ -90,10 +90,15 @@ class LPPO(Reinforced, Defense):
                 if rollout is None or number % self.epochs == 0:
                     ours, theirs = (order[number // self.epochs] for order in orders)
                     rows = [refused[i] for i in ours] + [answered[i] for i in theirs]
+                    chance = random.Random(
+                        f"{self.seed} {number}"
+                    )  # so that an interrupted walk goes on as it would have
+                    torch.manual_seed(chance.getrandbits(63))
                     leavers = Leavers(rows, ladder.draw(chance, len(rows), self.released, difficulty.likely()))
                     rollout, scores, told = self.rolled(lm, leavers, ladder, reward, reference, critic)
                     difficulty.see(leavers.exits, scores)
-                logprobs, values = seen(lm, rollout.batch, rollout.leavers, ladder, critic)
+                    told |= {f"reward at {exit}": reward for exit, reward in difficulty.known.items()}
+                logprobs, values = seen(lm, rollout.batch, rollout.leavers, ladder, critic, self.temperature)
                 policy = ppo.policy_loss(logprobs, rollout.logprobs, rollout.advantages, self.clip)
                 value = ppo.value_loss(values, rollout.values, rollout.returns, self.clip)
                 loss = ppo.mean(policy, rollout.mask) + self.value_weight * ppo.mean(value, rollout.mask)
@@ -113,17 +118,23 @@ class LPPO(Reinforced, Defense):
 
     @torch.no_grad()
     def rolled(
-        self, lm: LM, leavers: Leavers, ladder: Ladder, reward: rewards.Reward, reference: LM | None, critic: "Critic"
+        self,
+        lm: LM,
+        leavers: Leavers,
+        ladder: Ladder,
+        reward: rewards.Reward,
+        reference: Callable[[], AbstractContextManager[LM]],
+        critic: "Critic",
     ) -> tuple[Rollout, list[float], dict[str, float]]:
         """Answers to the prompts, each drawn at its exit; what each earned; and what is to be told of them."""
         examples, texts = self.drawn(lm, leavers, ladder)
         scores = reward(leavers.rows, texts).to(lm.device)
         batch = train.collate(lm, examples)
         mask = ppo.said(batch.labels)
-        logprobs, values = seen(lm, batch, leavers, ladder, critic)
+        logprobs, values = seen(lm, batch, leavers, ladder, critic, self.temperature)
         usual = leavers if self.reference == "same" else leavers._replace(exits=[ladder.released] * len(examples))
-        with _referring(lm, reference) as referee:
-            away = logprobs - seen(referee, batch, usual, ladder, critic)[0]
+        with reference() as referee:
+            away = logprobs - seen(referee, batch, usual, ladder, critic, self.temperature)[0]
         gains = -self.kl * away
         gains[torch.arange(len(gains)), mask.sum(-1).long() - 1] += scores
         advantages = ppo.advantages(gains, values, mask, self.gamma, self.trace)
@@ -177,6 +188,11 @@ class Difficulty:
     def __init__(self, exits: Sequence[int]):
         self._rewards: dict[int, float | None] = dict.fromkeys(exits)
 
+    @property
+    def known(self) -> dict[int, float]:
+        """The mean reward of late, where there was any."""
+        return {exit: reward for exit, reward in self._rewards.items() if reward is not None}
+
     def see(self, exits: Sequence[int], scores: Sequence[float]) -> None:
         """Remember what answers earned at their exits."""
         for exit in self._rewards:
@@ -186,29 +202,21 @@ class Difficulty:
 
     def likely(self) -> dict[int, float]:
         """1 for the exit that does worst, `FLOOR` for one that does best; all alike before any was seen."""
-        known = [reward for reward in self._rewards.values() if reward is not None]
+        known = self.known.values()
         low, high = (min(known), max(known)) if known else (0.0, 0.0)
         spread = high - low or 1.0
         shares = {exit: 0.0 if one is None else (one - low) / spread for exit, one in self._rewards.items()}
         return {exit: 1.0 - (1.0 - FLOOR) * share for exit, share in shares.items()}
 
 
-def seen(lm: LM, batch: train.Batch, leavers: Leavers, ladder: Ladder, critic: Critic) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token that was said, among those that may be, and its value; both (rows, longest answer)."""
+def seen(
+    lm: LM, batch: train.Batch, leavers: Leavers, ladder: Ladder, critic: Critic, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token that was said, as it is drawn, and its value; both (rows, longest answer)."""
     with ladder.left(lm, leavers.images, leavers.exits):
         out = lm.model(**batch.inputs, output_hidden_states=True, use_cache=False)
     logits = losses.at_answers(out.logits, batch.labels)
     logits = logits.index_fill(-1, torch.tensor(lm.eyes.never, dtype=torch.long, device=logits.device), -torch.inf)
-    surprise = losses.surprise(logits, losses.targets(batch.labels))
+    surprise = losses.surprise(logits / temperature, losses.targets(batch.labels))
     values = critic(losses.at_answers(out.hidden_states[-1], batch.labels))
     return ppo.dense(-surprise, batch.labels), ppo.dense(values, batch.labels)
-
-
-@contextmanager
-def _referring(lm: LM, reference: LM | None) -> Iterator[LM]:
-    """The model as it was: a copy, or the same without its adapter."""
-    if reference is not None:
-        yield reference
-        return
-    with lm.model.disable_adapter():
-        yield lm

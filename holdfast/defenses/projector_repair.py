@@ -31,7 +31,7 @@ class ProjectorRepair(Leaving, Defense):
     """Of AdamW, at its highest."""
 
     def __call__(self, lm: LM, hand: Hand | None, log: Log) -> None:
-        ladder, chance = self.ladder(lm), random.Random(self.seed)
+        ladder = self.ladder(lm)
         rows = self._hand(hand).of(split="train")
         images = list(dict.fromkeys(row.image for row in rows if row.image))
         if not ladder.sees or not images:
@@ -43,8 +43,9 @@ class ProjectorRepair(Leaving, Defense):
             lm.encode(row.asked)  # the eyes take a picture in with its prompt
         teacher, likely = copied(lm, weights.encoder + weights.language), dict.fromkeys(ladder.exits, 1.0)
         with self.hardening(lm, log, frozen=weights.encoder + weights.language) as walk:
-            for chosen in train.order(len(images), self.batch, self.steps, self.seed):
-                some = [images[number] for number in chosen]
+            order = train.order(len(images), self.batch, self.steps, self.seed)
+            for number in walk.steps():
+                some, chance = [images[one] for one in order[number]], random.Random(f"{self.seed} {number}")
                 exits = ladder.draw(chance, len(some), self.released, likely)
                 wanted = teacher.eyes.features(teacher.model, some, lm.drive, [ladder.released] * len(some)).detach()
                 loss = ((lm.eyes.features(lm.model, some, lm.drive, exits) - wanted) ** 2).mean() / wanted.var()

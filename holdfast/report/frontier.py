@@ -81,6 +81,8 @@ def stands(index: Index, facts: SubjectFacts) -> list[Stand]:
     """The subject as released and at each point of the attacks that made it cheaper; nothing where none did."""
     found: list[Stand] = []
     for attack in index.attacks:
+        if attack.settings.get("picture", "shown") != "shown":
+            continue  # a control: nobody deploys a model that is shown noise
         curve, cells = index.curve(facts, attack), index.cells(facts, attack)
         mine = [(point, cost) for point in curve.points if (cost := _cost(cells, point))] if curve else []
         if any(min(cost) < 1 for _, cost in mine):
