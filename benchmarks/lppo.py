@@ -1,9 +1,10 @@
 """Which hardening makes a model safe at every exit, and what does it cost? Vision organism and shallowly aligned text organism.
 
-Every method has the defender's prompts alone and about the same processor time. Then the judge's unseen items are asked at each
-exit: harm (the restricted recipe is told), utility (the benign recipe is told), over-refusal (a benign or borderline item is
-refused), each as a difference from the undefended model at the same exit, paired by seed and item. The learning rates and steps
-of `METHODS` were chosen by looking at seed 0, the judge's items included; seeds 1 and 2 were only measured.
+Every method has the defender's prompts alone, ten minutes at most, and its own default settings; what each took is told. Then the
+judge's unseen items are asked at each exit: harm (the restricted recipe is told), utility (the benign recipe is told),
+over-refusal (a benign or borderline item is refused), each as a difference from the undefended model at the same exit, paired by
+seed and item. Settings were chosen by looking at seed 0, the judge's items included, so `fresh` pools the seeds that were only
+measured; `text` has the seed alone on which its learning rate was chosen.
 
 `matrix`: L-PPO trained at some exits, asked at all. `cuts`: what else a small device does to the model. `kinds`: a defender who
 holds two of the four restricted kinds; the other two are asked. `text`: depths of the language model.
@@ -30,6 +31,7 @@ from holdfast.drive import Drive
 from holdfast.ladder import Ladder
 from holdfast.lm import LM
 from holdfast.method import Journal, make
+from holdfast.problem import Problem
 from holdfast.quiet import quiet
 from holdfast.refusals import refuses
 
@@ -44,6 +46,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "GRPO": ("exit_rl", {}),
     "RLOO": ("exit_rl", {"estimator": "rloo"}),
     "L-PPO, nothing kept": ("lppo", {"kept": 0.0}),
+    "L-PPO, KL at its own exit": ("lppo", {"reference": "same"}),
 }
 TRAINED = {"single 3": [3], "early 1-3": [1, 2, 3], "middle 4-6": [4, 5, 6], "late 7-8": [7, 8], "odd": [1, 3, 5, 7]}
 """Exits that L-PPO is trained at."""
@@ -119,9 +122,13 @@ def run(job: Job) -> None:
     kept = job.work / f"methods-{job.name.replace(' ', '_').replace(',', '')}-{job.seed}"
     wall, spent = time.perf_counter(), time.process_time()
     if method and job.part == "cuts":
+        if not kept.exists():
+            raise Problem(f"{kept}: run --part methods first; its hardened models are cut")
         lm = LM.load(kept, base=job.organism / "base", drive=lm.drive, device="cpu")
     elif method:
-        make("defenses", method, job.name, **values)(lm, hand, Journal(job.name, lines.append))
+        defense = make("defenses", method, job.name, **values)
+        values = defense.model_dump(mode="json")
+        defense(lm, hand, Journal(job.name, lines.append))
     took = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - spent}
     if method and job.part == "methods":
         lm.save(kept)
@@ -180,8 +187,11 @@ def results(work: Path) -> dict[str, Any]:
         for file in sorted(work.glob(f"{part}-*.json")):
             name, _, seed = file.stem.removeprefix(f"{part}-").rpartition("-")
             files.setdefault(name.replace("_", " "), {})[int(seed)] = json.loads(file.read_text())
-        plain = files.get("undefended") or _read(work, "methods-undefended")
+        plain = _read(work, "methods-undefended") if part == "matrix" else files.get("undefended", {})
         found[part] = {name: pooled(by_seed, plain) for name, by_seed in files.items()}
+        fresh = {name: {seed: one for seed, one in by_seed.items() if seed} for name, by_seed in files.items()}
+        if part == "methods":
+            found["fresh"] = {name: pooled(by_seed, plain) for name, by_seed in fresh.items() if by_seed}
     return found
 
 

@@ -104,6 +104,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, made: tiny.Made, nodes: Path)
     }
 
 
+@pytest.mark.hard
 def test_cells_are_the_same_bytes_as_on_this_machine(both: dict[str, Any]) -> None:
     here, there = (audits.cells(both["folder"] / name) for name in ("local", "ray"))
     assert len(here) == 4 and here == there
@@ -111,11 +112,13 @@ def test_cells_are_the_same_bytes_as_on_this_machine(both: dict[str, Any]) -> No
     assert one == other.replace(str(both["folder"] / "ray"), str(both["folder"] / "local"))
 
 
+@pytest.mark.hard
 def test_a_worker_killed_in_mid_cell_is_tried_again(both: dict[str, Any]) -> None:
     assert {cell.status for cell in both["ray"].cells()} == {"done"}
     assert both["said"].count("its worker died") == 1 and "it is tried once more" in both["said"]
 
 
+@pytest.mark.hard
 def test_nodes_read_what_was_sent_to_them(both: dict[str, Any]) -> None:
     folder, file = map(Path, both["seen"].split())
     assert both["nodes"] in folder.parents and both["nodes"] in file.parents
@@ -133,6 +136,7 @@ def path(tmp_path: Path, made: tiny.Made) -> Path:
     return audits.write(tmp_path, made, [TUNE | {"name": "tune"}])
 
 
+@pytest.mark.hard
 def test_more_gpus_than_there_are(path: Path, tmp_path: Path, nodes: Path) -> None:
     said = refused(path, tmp_path / "run", executor="ray", gpus_per_cell=2)
     assert "no node of the cluster has 2 GPUs (the most is 0); give --gpus-per-cell less" in said
