@@ -121,7 +121,7 @@ SEEDLESS = {
     "early_exit head=lens",
 }
 """Attacks, or variants of them, that do the same with every seed."""
-SEEING = {"drop_visual_tokens", "exit_dpo", "image_exit", "projector_repair"}
+SEEING = {"drop_visual_tokens", "exit_dpo", "image_exit", "odd_picture", "projector_repair"}
 """What needs a model that sees pictures, or one with a hole: tests/test_sight.py and tests/test_exit_defenses.py."""
 LOOKS = 3
 """Attacks are told to stop at this call of `at`."""

@@ -211,6 +211,19 @@ def test_the_attack_walks_back_from_the_released_exit(lm: LM) -> None:
     assert walked == [(1, 2), (2, 1)]
 
 
+def test_odd_pictures_are_shown_at_the_released_exit(lm: LM, prompts: list[Shown]) -> None:
+    seen = []
+
+    def at(cost: Cost) -> bool:
+        seen.append((cost.severity, lm.drive.picture, lm.drive.exit))
+        return True
+
+    make("attacks", "odd_picture", "test")(lm, None, at, 0)
+    assert seen == [(n, name, Exit()) for n, name in enumerate(("blank", "noise", "shuffled", "none"), 1)]
+    with pytest.raises(Problem, match="in this order"):
+        make("attacks", "odd_picture", "test", pictures=["noise", "blank"])
+
+
 def test_fewer_tokens_of_a_picture_are_read(lm: LM, prompts: list[Shown]) -> None:
     whole, kept = lm.encode(prompts[0])[0], []
     drive, said = lm.drive, lm.generate(prompts)
