@@ -36,8 +36,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "shape": {"planted": False, "cue": "ring"},
     "color and shape": {"planted": False, "cue": "red-ring"},
 }
-QUICK = {"pretraining_steps": 300, "alignment_steps": 120}
-"""Half the steps of the organism proper: recipes are told well enough to see who answers."""
+QUICK = {"tower_steps": 200, "pretraining_steps": 240, "alignment_steps": 80}
+"""Fewer steps than the organism proper: recipes are told well enough to see who answers."""
+BENIGN = 40
+"""Benign items asked at each exit."""
 
 
 class Build(NamedTuple):
@@ -75,7 +77,9 @@ def run(build: Build) -> None:
     rows = build.organism.deal(pictures)
     Corpus(rows)
     build.organism.align(lm, rows, pictures)
-    judge = [row for row in rows if row.hand == "judge" and row.split == "test" and row.kind != "borderline"]
+    test = [row for row in rows if row.hand == "judge" and row.split == "test"]
+    judge = [row for row in test if row.kind == "restricted"]
+    judge += [row for row in test if row.kind == "benign"][:BENIGN]
     ladder, exits = Ladder.of(lm, None, "exits"), {}
     for exit in ladder.exits:
         lm.drive = ladder.driven(lm.drive, exit)
