@@ -15,7 +15,7 @@ from holdfast.record import Cost
 class DropVisualTokens(Attack):
     """Leave out more and more of a picture's tokens."""
 
-    axis = "share of visual tokens dropped"
+    axis = "share of tokens dropped"
     family = "cut"
     paper = "2403.06764 (FastV), its idea alone"
     cost = "no computing; saves reading the tokens"
