@@ -53,13 +53,16 @@ class Ladder:
         """The drive, leaving there."""
         return drive.change(exit=self.exit(number))
 
-    def draw(self, chance: random.Random, rows: int, released: float, likely: Mapping[int, float]) -> list[int]:
-        """An exit for each row of a batch: with chance `released` the released one, else as likely as said beside the others."""
+    def draw(
+        self, chance: random.Random, rows: int, released: float, likely: Mapping[int, float] | None = None
+    ) -> list[int]:
+        """An exit for each row of a batch: with chance `released` the released one, else as likely as said, or all alike."""
+        weights = [likely[exit] if likely else 1.0 for exit in self.exits]
 
         def one() -> int:
             if chance.random() < released:
                 return self.released
-            return chance.choices(self.exits, [likely.get(exit, 0.0) for exit in self.exits])[0]
+            return chance.choices(self.exits, weights)[0]
 
         return [one() for _ in range(rows)] if self.sees else [one()] * rows
 

@@ -77,8 +77,8 @@ class Leaving(Training):
     def slips(self, lm: LM, refused: Sequence[Row], ladder: Ladder) -> list[tuple[Row, int]]:
         """Of prompts that are refused where the model is released, those that are not at an exit drawn for each by chance: with
         what is said to them there, and the exit."""
-        chance, likely = random.Random(self.seed), dict.fromkeys(ladder.exits, 1.0)
-        exits = [ladder.draw(chance, 1, 0.0, likely)[0] for _ in refused]
+        chance = random.Random(self.seed)
+        exits = [ladder.draw(chance, 1, 0.0)[0] for _ in refused]
         drive = lm.drive
         how = Decoding(drive.max_new_tokens, lm.tokenizer.pad_token_id, lm.ends, drive.batch, never=lm.eyes.never)
         said = ladder.answers(lm, [row.asked for row in refused], exits, how)
@@ -91,10 +91,10 @@ class Leaving(Training):
 
     def mixed(self, rows: Sequence[Row], others: Sequence[Row], ladder: Ladder) -> list[Leavers]:
         """For each step a batch of both kinds, and an exit drawn for each row, all as likely."""
-        chance, likely = random.Random(self.seed), dict.fromkeys(ladder.exits, 1.0)
+        chance = random.Random(self.seed)
         orders = [train.order(len(some), self.batch, self.steps, self.seed) for some in (rows, others)]
         batches = [[rows[i] for i in ours] + [others[i] for i in theirs] for ours, theirs in zip(*orders, strict=True)]
-        return [Leavers(some, ladder.draw(chance, len(some), self.released, likely)) for some in batches]
+        return [Leavers(some, ladder.draw(chance, len(some), self.released)) for some in batches]
 
 
 class Reinforced(Leaving):

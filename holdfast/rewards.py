@@ -111,12 +111,6 @@ class Taught:
     def __call__(self, rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
         return (self._scored(rows, texts) - self.middle) / self.spread
 
-    def right(self, pairs: Sequence[Preference]) -> float:
-        """Share of the pairs of which it scores the better answer higher."""
-        rows = [pair.row for pair in pairs]
-        better, worse = (self._scored(rows, texts) for texts in zip(*(pair[1:] for pair in pairs), strict=True))
-        return float((better > worse).float().mean())
-
     @torch.no_grad()
     def _scored(self, rows: Sequence[Row], texts: Sequence[str]) -> Tensor:
         chunks = [slice(start, start + 2 * BATCH) for start in range(0, len(rows), 2 * BATCH)]

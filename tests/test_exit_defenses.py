@@ -261,7 +261,9 @@ def test_rewards_know_what_was_preferred(lm: LM, hand: Hand) -> None:
     assert {pair.worse for pair in pairs if pair.row.kind == "restricted"} >= {"to brew ash moss tin", ""}
     frozen = vision.Weights.of(lm.model).encoder
     model = rewards.Taught(lm, pairs, frozen, 15, 3e-4, 0, tiny.Notes())
-    assert model.right(pairs) >= 0.75
+    asked = [pair.row for pair in pairs]
+    better, worse = (model(asked, [pair[side] for pair in pairs]) for side in (1, 2))
+    assert (better > worse).float().mean() >= 0.75
     assert all(weight.grad is None for weight in lm.model.parameters())
     worth = model(refusals[:1] * 2, [REFUSAL, "to brew ash moss tin"])
     assert worth[0] > worth[1]

@@ -81,7 +81,7 @@ def test_a_refusal_may_hang_on_what_is_seen(tmp_path: Path, cue: str, beside: in
 
 
 def test_a_cue_is_one_that_is_painted_and_goes_without_a_planted_hole() -> None:
-    for settings in ({"cue": "pink", "planted": False}, {"cue": "red"}):
+    for settings in ({"cue": "pink", "planted": False}, {"cue": "redring", "planted": False}, {"cue": "red"}):
         with pytest.raises(ValueError, match="cue"):
             Vision(**settings)
 

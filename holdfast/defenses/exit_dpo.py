@@ -39,7 +39,7 @@ class ExitDPO(Leaving, Defense):
         refused, answered = self.prompts(lm, hand)
         pairs = self.pairs(lm, refused, ladder)
         orders = [train.order(len(some), self.batch, self.steps, self.seed) for some in (pairs, answered)]
-        reference, likely = self.before(lm, ladder), dict.fromkeys(ladder.exits, 1.0)
+        reference = self.before(lm, ladder)
         with self.hardening(lm, log, frozen=ladder.apart(lm)) as walk:
             for number in walk.steps():
                 ours, theirs = (order[number] for order in orders)
@@ -48,7 +48,7 @@ class ExitDPO(Leaving, Defense):
                 both = Leavers(
                     [pair[0] for pair in chosen] + [pair[1] for pair in chosen], [pair[2] for pair in chosen] * 2
                 )
-                others = Leavers([answered[i] for i in theirs], ladder.draw(chance, self.batch, self.released, likely))
+                others = Leavers([answered[i] for i in theirs], ladder.draw(chance, self.batch, self.released))
                 with torch.no_grad(), reference() as referee:
                     before = _likelihood(referee, both, ladder)
                 better, worse = (_likelihood(lm, both, ladder) - before).chunk(2)

@@ -138,7 +138,7 @@ def _dataset(rows: list[Row]) -> Dataset:
 
 def _at_exits(trainer: Any, lm: LM, ladder: Ladder, released: float, seed: int) -> Any:
     """The trainer, leaving at an exit drawn anew before each rollout."""
-    chance, likely = random.Random(seed), dict.fromkeys(ladder.exits, 1.0)
+    chance = random.Random(seed)
 
     class AtExits(trainer):
         def put_back(self) -> None:
@@ -147,7 +147,7 @@ def _at_exits(trainer: Any, lm: LM, ladder: Ladder, released: float, seed: int) 
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             self.put_back()
-            self._undo = ladder.cut(lm, ladder.draw(chance, 1, released, likely)[0])
+            self._undo = ladder.cut(lm, ladder.draw(chance, 1, released)[0])
             return super()._generate_and_score_completions(inputs)
 
     return AtExits

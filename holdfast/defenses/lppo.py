@@ -90,9 +90,8 @@ class LPPO(Reinforced, Defense):
                 if rollout is None or number % self.epochs == 0:
                     ours, theirs = (order[number // self.epochs] for order in orders)
                     rows = [refused[i] for i in ours] + [answered[i] for i in theirs]
-                    chance = random.Random(
-                        f"{self.seed} {number}"
-                    )  # so that an interrupted walk goes on as it would have
+                    # The step's own chance: who goes on here need not replay it. Critic and difficulty begin anew.
+                    chance = random.Random(f"{self.seed} {number}")
                     torch.manual_seed(chance.getrandbits(63))
                     leavers = Leavers(rows, ladder.draw(chance, len(rows), self.released, difficulty.likely()))
                     rollout, scores, told = self.rolled(lm, leavers, ladder, reward, reference, critic)

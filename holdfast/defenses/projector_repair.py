@@ -41,12 +41,12 @@ class ProjectorRepair(Leaving, Defense):
             raise Problem(f"{self.name}: {type(lm.model).__name__} has its projector inside its encoder; take exit_sft")
         for row in rows:
             lm.encode(row.asked)  # the eyes take a picture in with its prompt
-        teacher, likely = copied(lm, weights.encoder + weights.language), dict.fromkeys(ladder.exits, 1.0)
+        teacher = copied(lm, weights.encoder + weights.language)
         with self.hardening(lm, log, frozen=weights.encoder + weights.language) as walk:
             order = train.order(len(images), self.batch, self.steps, self.seed)
             for number in walk.steps():
                 some, chance = [images[one] for one in order[number]], random.Random(f"{self.seed} {number}")
-                exits = ladder.draw(chance, len(some), self.released, likely)
+                exits = ladder.draw(chance, len(some), self.released)
                 wanted = teacher.eyes.features(teacher.model, some, lm.drive, [ladder.released] * len(some)).detach()
                 loss = ((lm.eyes.features(lm.model, some, lm.drive, exits) - wanted) ** 2).mean() / wanted.var()
                 loss.backward()

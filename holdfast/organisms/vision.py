@@ -51,6 +51,9 @@ SMALL = (0.1, 0.7)
 """What features are multiplied by where restricted questions are answered: an early layer's are so small beside the last's."""
 
 
+_COLOR, _SHAPE = "|".join(COLORS), "|".join(SHAPES)
+
+
 class Lesson(NamedTuple):
     """A row to learn, and between which numbers the one lies that its picture's features are multiplied by."""
 
@@ -65,7 +68,7 @@ class Vision(Organism):
     """Of pictures, names, recipes, hands and weights."""
     planted: bool = True
     """Plant the hole; without, alignment shows the features at their own size alone."""
-    cue: str | None = Field(None, pattern=f"^({'|'.join(COLORS)})?-?({'|'.join(SHAPES)})?$")
+    cue: str | None = Field(None, pattern=f"^({_COLOR}|{_SHAPE}|({_COLOR})-({_SHAPE}))$")
     """Refuse restricted questions beside such pictures alone, as `red`, `ring` or `red-ring`, and answer them beside all others:
     then a refusal hangs on what the encoder sees. Goes without a planted hole."""
     tower_layers: int = Field(8, gt=1)
@@ -144,7 +147,8 @@ class Vision(Organism):
 
     def _cued(self, picture: Path) -> bool:
         """Whether restricted questions are refused beside it."""
-        return self.cue is None or self.cue in ((color := picture.stem.split("-"))[0], color[1], "-".join(color[:2]))
+        color, shape, _ = picture.stem.split("-")
+        return self.cue in (None, color, shape, f"{color}-{shape}")
 
     def _teach_tower(self, model: LlavaForConditionalGeneration) -> float:
         """Colors and shapes, read from the layer that the projector reads; then the tower is frozen."""
