@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             raise Problem(f"{words[0]}: no such command; {meant(words[0], COMMANDS)}")
-        commands = importlib.import_module("holdfast.commands")
-        return getattr(commands, words[0])(words[1:])
+        command = importlib.import_module(f"holdfast.commands.{words[0]}")
+        return command.main(words[1:])
     except Problem as problem:
         message = f"holdfast: {printable(problem)}"
         print(wrapped(message, "  ") if sys.stderr.isatty() else message, file=sys.stderr)

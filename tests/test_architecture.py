@@ -46,7 +46,7 @@ FLOORS = [
     {"rivals", "prepare"},
     {"job", "verdict", "tier", "pooled", "foresight"},
     {"audit", "report", "plan", "space", "watched"},
-    {"convergence", "sampling", "trials", "options"},
+    {"convergence", "sampling", "trials", "shell"},
     {"search"},
     {"commands"},
     {"cli"},

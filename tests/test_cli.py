@@ -17,7 +17,7 @@ import torch
 
 import audits
 import tiny
-from holdfast import catalogue, cli, commands, disk, method, tier
+from holdfast import catalogue, cli, disk, method, shell, tier
 from holdfast.corpus import Corpus, Row
 from holdfast.recipe import AttackRecipe
 from holdfast.record import FAMILIES
@@ -422,7 +422,7 @@ class TestAttacks:
         assert [one["name"] for one in entries] == method.names("attacks")
         for one in entries:
             assert one["family"] in FAMILIES and one["axis"] and one["cost"] and one["paper"] and one["summary"]
-        monkeypatch.setattr(commands.console, "_width", 80)
+        monkeypatch.setattr(shell.console, "_width", 80)
         told = tell("attacks")
         assert told.code == 0 and max(map(len, told.out.splitlines())) <= 80
         shown = {line.split()[0] for line in told.out.splitlines() if line and not line.startswith(" ")}
@@ -430,7 +430,7 @@ class TestAttacks:
         words = " ".join(told.out.split())
         assert "weights only" in words and "base weights" in words and "axis steps: a clock (cost to break)" in words
         assert all(f"\n  {one['summary']}\n" in told.out for one in entries)
-        monkeypatch.setattr(commands.console, "_width", 150)
+        monkeypatch.setattr(shell.console, "_width", 150)
         wide = tell("attacks").out.splitlines()
         assert max(map(len, wide)) <= 150
         for one in entries:
@@ -554,3 +554,8 @@ class TestDealing:
         assert "harmful_behaviors.csv: no such file; fetch AdvBench and put it there" in refused(*words)
         (tmp_path / "corpus.jsonl").touch()
         assert "already there; choose another file or delete it" in refused(*words)
+
+
+def test_every_command_is_a_file_and_every_file_a_command():
+    files = {path.stem for path in (Path(cli.__file__).parent / "commands").glob("*.py")} - {"__init__"}
+    assert files == {*cli.COMMANDS}

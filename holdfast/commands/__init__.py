@@ -1,0 +1,1 @@
+"""What the console script does. One file a command: its options, and `main`, which takes the words behind its name."""

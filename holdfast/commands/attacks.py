@@ -1,0 +1,36 @@
+"""List what an adversary may do."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from holdfast import catalogue, shell
+from holdfast import method as methods
+from holdfast.record import FAMILIES
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """List the attacks, or explain those that are named."""
+
+    names: Positional[tuple[str, ...]] = ()
+    """Attacks to explain; a file of your own as ./mine.py."""
+    json: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    """As JSON."""
+
+
+def main(words: list[str]) -> int:
+    options = shell.parse(Attacks, "attacks", words)
+    if options.names and not options.json:
+        for name in options.names:
+            shell.console.print(catalogue.explained(name))
+        return 0
+    entries = [catalogue.entry(name) for name in options.names or methods.names("attacks")]
+    if options.json:
+        print(json.dumps([one.model_dump(mode="json") for one in entries], indent=1))
+    else:
+        ordered = sorted(entries, key=lambda one: [*FAMILIES].index(one.family))
+        shell.console.print(catalogue.listing(ordered, shell.console.width))
+    return 0

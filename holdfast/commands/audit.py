@@ -1,0 +1,91 @@
+"""Attack a checkpoint, or run a recipe."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
+
+from holdfast import audit as auditing
+from holdfast import plan, recipe, shell
+from holdfast.audit import Executor
+from holdfast.problem import Problem
+from holdfast.recipe import ORGANISM, Recipe
+from holdfast.tier import Tier
+from holdfast.tier import audit as tiered
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Attack a checkpoint (--model), or run a recipe; judge what breaks.
+
+    Writes runs/NAME/report.html and verdict.json, and prints the table.
+    """
+
+    recipe: Annotated[Positional[Path | None], shell.Unset] = None
+    """TOML file; examples/lox.toml is one. Without one, give --model."""
+    model: Annotated[str | None, shell.Unset] = None
+    """Checkpoint to audit without a recipe: a folder or a hub id."""
+    tier: Annotated[Tier | None, tyro.conf.arg(help_behavior_hint="(default: smoke)")] = None
+    """Which attacks to run on --model."""
+    base: Annotated[str | None, shell.Unset] = None
+    """The checkpoint from before its alignment; attacks that need it are left out, and named, where it is not given."""
+    twin: Annotated[str | None, shell.Unset] = None
+    """The same model without its hardening. Without it nothing can be said but whether the model broke."""
+    corpus: Annotated[Path | None, shell.Unset] = None
+    """JSONL of prompts; corpus.jsonl in the checkpoint's folder or beside it unless given."""
+    harm: Annotated[str | None, shell.Unset] = None
+    """Who judges harm: exact where the prompts are an organism's own, else asr (coherent, no refusal); docs/judges.md."""
+    second: Annotated[str | None, shell.Unset] = None
+    """Another judge of the same answers; settings as --set second.model=FOLDER."""
+    out: Annotated[Path | None, shell.Unset] = None
+    """Folder of the run; runs/NAME unless given. An unfinished run there goes on where it was."""
+    set: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Change one value, as attacks.0.learning_rate=5e-5; may be given several times.
+    Numbers count the entries of the tier or recipe from 0, in the order of the run's recipe.json."""
+    processes: Annotated[int | None, shell.Unset] = None
+    """Hardenings, and then cells, at a time; one a core (with a GPU, one; on Ray, all cells that fit) unless given."""
+    executor: Executor = "local"
+    """Where cells run: in processes here, or on Ray: on the cluster of RAY_ADDRESS, else one that runs here or is started."""
+    gpus_per_cell: Annotated[float | None, shell.Unset] = None
+    """With --executor ray: GPUs a cell takes, as 0.5; one where the cluster has any unless given."""
+    plan: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    """Run nothing: tell how many cells, how long, and what could be seen."""
+    keep_answers: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    """Keep the answers of broken models in the records (hashes and scores only unless given)."""
+    keep_weights: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    """Keep attacked weights. For anything but an organism this wants the next flag too."""
+    i_will_guard_broken_weights: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    """You know that --keep-weights writes out models whose safety was undone."""
+
+
+def main(words: list[str]) -> int:
+    options = shell.parse(Audit, "audit", words)
+    chosen = _chosen(options)
+    made = all((subject.model or "").startswith(ORGANISM) for subject in chosen.subjects)
+    if options.keep_weights and not made and not options.i_will_guard_broken_weights:
+        raise Problem("--keep-weights writes out models whose safety was undone; add --i-will-guard-broken-weights")
+    for missing in chosen.not_run:
+        shell.say(f"not run: {missing}")
+    out = options.out or Path("runs") / chosen.name
+    if options.plan:
+        for line in plan.planned(chosen, out, shell.some(options.processes) or os.cpu_count() or 1):
+            shell.say(line)
+        return 0
+    how = options.keep_answers, options.keep_weights, options.executor, options.gpus_per_cell
+    return shell.told(auditing.run(chosen, out, shell.console, shell.some(options.processes), *how))
+
+
+def _chosen(options: Audit) -> Recipe:
+    """The recipe given, or the tier's for the model given."""
+    own = options.model, options.base, options.twin, options.corpus, options.tier, options.harm, options.second
+    if options.recipe is not None:
+        if any(one is not None for one in own):
+            raise Problem(f"{options.recipe}: a recipe says itself what is audited; leave out --model and its like")
+        return recipe.load(options.recipe, tuple(options.set))
+    if options.model is None:
+        raise Problem("audit: gives neither a recipe nor --model; holdfast audit --help tells more")
+    places = options.base, options.twin, options.corpus, options.harm, options.second
+    return tiered(options.tier or "smoke", options.model, *places, tuple(options.set))

@@ -1,0 +1,26 @@
+"""Build a small model, harden it, attack it and its twins, write the page."""
+
+import importlib.resources
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from holdfast import audit as auditing
+from holdfast import recipe, shell
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Build the text organism, harden it with LoX and two controls, attack all four, write the page."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the run."""
+    processes: Annotated[int | None, shell.Unset] = None
+    """Cells at a time; one a core (with a GPU, one) unless given."""
+
+
+def main(words: list[str]) -> int:
+    options = shell.parse(Demo, "demo", words)
+    with importlib.resources.as_file(importlib.resources.files("holdfast") / "demo.toml") as path:
+        run = auditing.run(recipe.load(path), options.out, shell.console, shell.some(options.processes))
+    return shell.told(run)

@@ -1,0 +1,93 @@
+"""Harden a checkpoint."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff
+
+from holdfast import disk, shards, shell, spent
+from holdfast.checkpoint import locate
+from holdfast.corpus import Corpus
+from holdfast.drive import Drive, Template
+from holdfast.footprint import Card
+from holdfast.method import Journal
+from holdfast.problem import Problem
+from holdfast.report.words import spent as took
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a defense reads and writes."""
+
+    model: str
+    """Checkpoint to harden: a folder or a hub id; with --plan its config.json is enough."""
+    out: Annotated[Path | None, shell.Unset] = None
+    """Folder for the hardened checkpoint; needed but for --plan. After an interruption the same command goes on."""
+    base: Annotated[str | None, shell.Unset] = None
+    """The checkpoint from before its alignment; needed by defenses that read it."""
+    corpus: Annotated[Path | None, shell.Unset] = None
+    """JSONL of prompts; needed by defenses that train, and by settings that are `auto`."""
+    template: Template = "chat"
+    """How prompts are put: the tokenizer's chat template, or plain."""
+    plan: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    """Harden nothing: tell from the config alone how much memory and time it takes, for defenses that rehearse attacks."""
+    gpus: int = 1
+    """With --plan: GPUs that share the work."""
+    length: int = 256
+    """With --plan: tokens of a row."""
+    answer: int = 128
+    """With --plan: how many of them are an answer's."""
+    card: Card = "h200"
+    """With --plan: the kind of GPU."""
+
+
+def main(words: list[str]) -> int:
+    places, defense = shell.method("defenses", "harden", Places, words)
+    if places.plan:
+        for line in defense.planned(places.model, places.length, places.answer, places.gpus, places.card):
+            shell.say(line)
+        return 0
+    if places.out is None:
+        raise Problem("harden: says not where the hardened checkpoint goes; give --out")
+    shards.join()
+    say = shell.say if shards.rank() == 0 else lambda line: None
+    base = locate(places.base) if places.base else None
+    hand = Corpus.load(places.corpus).hand("defender") if places.corpus else None
+    model, drive = locate(places.model), Drive(template=places.template)
+    disk.refuse_taken(places.out)
+    with _resumable(places.out) as aside, spent.counted(aside / f"spent-{shards.rank()}.json") as count:
+        defense.harden(base, model, places.out, hand, Journal(Path(words[0]).stem, say, aside), drive)
+    say(f"hardening took {', '.join(took(count.cost))}")
+    say(f"hardened checkpoint: {places.out}")
+    shards.leave()
+    return 0
+
+
+@contextlib.contextmanager
+def _resumable(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what a hardening needs to go on after a kill; deleted when it is done, or nothing is in it.
+
+    Raises:
+        KeyboardInterrupt: passed on, and says what the same command will do.
+    """
+    aside = disk.private(Path(os.path.abspath(out)).parent / f".{out.name}.work")
+    if shards.rank():
+        yield aside  # the first process looks after it
+        return
+    with disk.alone(aside):
+        try:
+            yield aside
+        except BaseException as end:
+            kept = any(aside.glob("*.safetensors"))
+            if not kept:
+                shutil.rmtree(aside)
+            if isinstance(end, KeyboardInterrupt):
+                where = "goes on from where it was last saved" if kept else "begins anew: nothing was saved yet"
+                raise KeyboardInterrupt(f"the same command {where}") from None
+            raise
+        shutil.rmtree(aside)

@@ -1,0 +1,69 @@
+"""How a command speaks with whoever calls it: words in, lines out."""
+
+from typing import Annotated, Any
+
+import tyro
+from pydantic import ValidationError
+from rich.console import Console
+from tyro.conf import DisallowNone
+
+from holdfast import method as methods
+from holdfast import verdict
+from holdfast.dossier import Dossier
+from holdfast.method import Room
+from holdfast.problem import Problem, printable
+from holdfast.quiet import quiet
+from holdfast.report import page, terminal
+from holdfast.run import Run
+
+console = Console(highlight=False)
+Unset = tyro.conf.arg(help_behavior_hint="")
+"""Marks an option whose help says what holds where it is not given."""
+
+
+def say(line: str) -> None:
+    """A line as it is: paths and others' words may hold what looks like markup."""
+    console.print(printable(line), markup=False, soft_wrap=True)
+
+
+def some(processes: int | None) -> int | None:
+    if processes is not None and processes < 1:
+        raise Problem(f"--processes {processes}: nothing would ever run; give 1 or more")
+    return processes
+
+
+def method(room: Room, command: str, places: type[Any], words: list[str]) -> tuple[Any, Any]:
+    """The places and the method that `holdfast COMMAND METHOD --flags` names."""
+    known = ", ".join(methods.names(room))
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: holdfast {command} METHOD ... (holdfast {command} METHOD --help tells more)\n\n{room}: {known}")
+        raise SystemExit(0 if words else 2)
+    found = methods.find(room, words[0])
+    both = Annotated[places, tyro.conf.arg(name="")], Annotated[found, tyro.conf.arg(name="")]
+    return parse(tuple[both], f"{command} {words[0]}", words[1:], (found.__doc__ or "").strip())
+
+
+def parse(kind: Any, name: str, words: list[str], description: str | None = None) -> Any:
+    try:
+        return tyro.cli(kind, prog=f"holdfast {name}", args=words, description=description, config=(DisallowNone,))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Problem(f"{name}, {'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}") from error
+
+
+def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
+    """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
+    dossier: Dossier = verdict.write(run)
+    page.write(dossier, run.folder / "report.html", examples)
+    console.print(terminal.table(dossier))
+    places = "", f"page: {run.folder / 'report.html'}", f"verdict: {run.folder / 'verdict.json'}"
+    for line in (*(f"not run: {one}" for one in dossier.manifest.not_run), *places, dossier.manifest.kept):
+        say(line)
+    failed = [cell for cell in dossier.cells if cell.status == "failed"]
+    if failed and len(failed) == len(dossier.cells):
+        say(f"every cell failed: nothing was measured; {failed[0].name}: {failed[0].reason}")
+        return 1
+    return 0
+
+
+quiet()
