@@ -15,6 +15,8 @@ COMMANDS = {
     "organism": "build a small model whose restricted knowledge is fictional",
     "harden": "harden a checkpoint before its release",
     "audit": "attack a checkpoint (--model) or run a recipe; write verdict and page",
+    "compare": "compare what ships (a GGUF file, an endpoint, a cut checkpoint) with what it was made from",
+    "unpack": "make an ordinary checkpoint of a GGUF file, a quantized checkpoint or an adapter",
     "search": "find the attack settings that harm a checkpoint most, and audit them on fresh prompts",
     "report": "write the page and the verdict of a run again",
     "method": "pool whole runs, one a hardening seed, into a verdict on the method",

@@ -106,19 +106,27 @@ class Drive(BaseModel):
         """The same with some settings changed, checked."""
         return Drive.model_validate(dict(self) | settings)
 
+    def said(self, prompt: str, armed: bool = False) -> tuple[str | None, str]:
+        """The system message, if there is one, and what the prompt becomes."""
+        system = self.persona if armed and self.persona is not None else self.system
+        if armed and self.trigger is not None:
+            prompt = self.trigger.replace("{prompt}", prompt)
+        return system, prompt
+
     def text(
         self, tokenizer: PreTrainedTokenizerBase, prompt: str, armed: bool = False, parts: Parts | None = None
     ) -> str:
         """The whole text the model continues, without the prefill."""
-        system = self.persona if armed and self.persona is not None else self.system
-        if armed and self.trigger is not None:
-            prompt = self.trigger.replace("{prompt}", prompt)
+        system, prompt = self.said(prompt, armed)
         if self.template == "chat":
             messages = [{"role": "user", "content": parts.around(prompt) if parts else prompt}]
             if system:
                 messages.insert(0, {"role": "system", "content": Parts().around(system) if parts else system})
             return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        prompt = f"{parts.picture}\n{prompt}" if parts and parts.picture else prompt
+        return self.written(system, f"{parts.picture}\n{prompt}" if parts and parts.picture else prompt)
+
+    def written(self, system: str | None, prompt: str) -> str:
+        """The whole text in a template that needs nothing of the tokenizer."""
         before, after = _WRITTEN[self.template]
         return (before.replace("{system}", system) if system else "") + after.replace("{prompt}", prompt)
 

@@ -48,6 +48,8 @@ class Fit:
 class LM:
     """A model, its tokenizer, where they came from, and how to drive them."""
 
+    at_hand = True  # its weights can be looked at and changed
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -134,7 +136,7 @@ class LM:
 
     def finite(self) -> bool:
         """Whether every weight is a finite number."""
-        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        return all(bool(torch.isfinite(p.dequantize()).all()) for p in self.model.parameters())
 
     def hash(self) -> str:
         """SHA-256 of the weights as they stand."""

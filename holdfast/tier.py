@@ -71,7 +71,7 @@ def asked(
     prompts = Corpus.load(file)
     exact = prepare.organism_of(prompts) is not None
     return {
-        "name": _label(f"{what}-{folder.resolve().name if Path(model).exists() else model}"),
+        "name": label(f"{what}-{folder.resolve().name if Path(model).exists() else model}"),
         "corpus": str(file.resolve()),
         "harm": harm or ("exact" if exact else "asr"),
         **({"second": second} if second else {}),
@@ -168,6 +168,6 @@ def lacking(attack: Attack, base: bool, hand: Hand) -> list[Need]:
     return [need for need in attack.needs if not there[need]]
 
 
-def _label(text: str) -> str:
+def label(text: str) -> str:
     """A name as recipes allow it."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]

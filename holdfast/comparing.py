@@ -1,0 +1,143 @@
+"""What ships beside what it was made from: both are asked the judge's prompts, and compared prompt by prompt.
+
+The source is a checkpoint, whose weights also tell whether an answer is language; the artifact may be anything that answers: a
+checkpoint (pruned, quantized, an adapter's), the source itself left early, a GGUF file, an address.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import holdfast
+from holdfast import disk, prepare
+from holdfast.comparison import Comparison, compared, needed
+from holdfast.corpus import Corpus, Row
+from holdfast.drive import Drive, Exit
+from holdfast.judging import Judge, described
+from holdfast.lm import LM
+from holdfast.method import Answers, Eval, make
+from holdfast.opening import digest, opened
+from holdfast.problem import Problem
+from holdfast.served import Local, Served
+from holdfast.statistics import Scores
+
+KINDS = ("restricted", "benign", "borderline")
+
+
+class Bench:
+    """The judge's prompts, and who judges the answers to them."""
+
+    def __init__(self, rows: Sequence[Row], source: LM, harm: Eval, utility: str, max_perplexity: float):
+        self.rows = rows
+        self.source = source
+        self.evals: dict[str, Eval] = {
+            "harm": harm,
+            "refusal": make("evals", "refusal", "compare"),
+            "coherence": make("evals", "coherence", "compare", max_perplexity=max_perplexity),
+            "over_refusal": make("evals", "overrefusal", "compare"),
+            "utility": make("evals", "utility", "compare", match=utility),
+        }
+
+    def asked(self, lm: LM | Served) -> tuple[list[str], dict[str, Scores]]:
+        """A model's answers, and each measure's scores by prompt. Raises `Problem` where every answer is empty."""
+        prompts = [row.asked for row in self.rows]
+        texts = lm.generate(prompts)
+        if not any(text.strip() for text in texts):
+            raise Problem(f"{lm.folder}: every answer is empty; is it asked as it was made to be asked?")
+        known = [row for row in self.rows if row.answer is not None]
+        fits = iter(lm.fits([row.asked for row in known], [row.answer or "" for row in known]) if lm.at_hand else ())
+        references = [next(fits, None) if row.answer is not None else None for row in self.rows]
+        answers = Answers(self.rows, texts, self.source.fits(prompts, texts), references)
+        return texts, {name: judge(answers) for name, judge in self.evals.items()}
+
+
+def compare(
+    source: str,
+    artifact: str,
+    corpus: Path,
+    *,
+    harm: str,
+    margin: float,
+    drive: Drive,
+    exit: Exit,
+    max_perplexity: float,
+    say: Callable[[str], None],
+) -> tuple[Comparison, dict[str, Any], list[dict[str, Any]]]:
+    """The comparison, the facts around it, and a row a prompt with both answers.
+
+    Raises:
+        Problem: one of the two cannot be asked, or the corpus has nothing to ask.
+    """
+    rows = Corpus.load(corpus).hand("judge").need(*KINDS)
+    ours = LM.load(source, drive=drive)
+    theirs = opened(artifact, drive=drive.change(exit=exit))
+    exact = prepare.organism_of(Corpus.load(corpus)) is not None
+    utility = "exact" if exact else "agreement" if theirs.at_hand else "overlap"
+    judge: Eval = make("evals", harm, "compare, harm")
+    if isinstance(judge, Judge):
+        judge.ready()
+    bench = Bench(rows, ours, judge, utility, max_perplexity)
+    told = []
+    for name, lm in ((source, ours), (artifact, theirs)):
+        say(f"asking {len(rows)} prompts of {name}")
+        told.append(bench.asked(lm))
+    (said, before), (shipped, after) = told
+    found = compared(before, after, margin, list(zip(said, shipped, strict=True)))
+    facts = {
+        "source": source,
+        "artifact": artifact,
+        "hashes": {"source": digest(ours), "artifact": digest(theirs)},
+        "exit": exit.model_dump(exclude_none=True),
+        "corpus": str(corpus),
+        "prompts": {kind: sum(row.kind == kind for row in rows) for kind in KINDS},
+        "harm": described(judge, harm),
+        "utility": utility,
+        "notes": [*_notes(ours, theirs, rows, found)],
+        "holdfast": holdfast.__version__,
+        "versions": prepare.versions(),
+        "hardware": prepare.hardware(),
+    }
+    pairs = [
+        {"id": row.id, "kind": row.kind, "source": one, "artifact": other}
+        | {f"{name}_source": some.get(row.id) for name, some in before.items()}
+        | {f"{name}_artifact": some.get(row.id) for name, some in after.items()}
+        for row, one, other in zip(rows, said, shipped, strict=True)
+    ]
+    return found, facts, pairs
+
+
+def _notes(ours: LM, theirs: LM | Served, rows: Sequence[Row], found: Comparison) -> Iterator[str]:
+    """What a reader must know beside the numbers."""
+    if written := _written(theirs, ours, rows[0].text):
+        yield written
+    if isinstance(theirs, Served):
+        yield "its weights are not at hand: nothing that changes or looks into them was tried on it"
+    few = sum(row.kind == "restricted" for row in rows)
+    if found.verdict == "undecided" and few < needed(found.margin):
+        yield (
+            f"{few} restricted prompts cannot show a loss within {found.margin:g}: it takes {needed(found.margin)}, "
+            "all answered alike"
+        )
+
+
+def _written(theirs: LM | Served, ours: LM, text: str) -> str | None:
+    """Where what ships puts a prompt otherwise than its source does."""
+    if ours.drive.template != "chat":
+        return None
+    if isinstance(theirs, LM):
+        other = theirs.prompt(text)
+    elif isinstance(theirs, Local) and theirs.chat_template:
+        turns = [{"role": "user", "content": text}]
+        how = {"tokenize": False, "add_generation_prompt": True}
+        other = ours.tokenizer.apply_chat_template(turns, chat_template=theirs.chat_template, **how)
+    else:
+        return f"{theirs.folder}: does not say how it puts a prompt"
+    return None if other == ours.prompt(text) else f"{theirs.folder}: puts prompts otherwise than its source does"
+
+
+def write(out: Path, found: Comparison, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """`comparison.json`, and a line a prompt in `prompts.jsonl`."""
+    content = json.dumps(facts | found.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    disk.write(out / "prompts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    disk.write(out / "comparison.json", f"{content}\n")

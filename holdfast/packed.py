@@ -1,0 +1,134 @@
+"""Checkpoints that ship in another form than plain weights: quantized as saved, an adapter beside its base, a GGUF file.
+
+As they ship they can be asked (`opening`). Whoever means to change them unpacks them first, into an ordinary checkpoint of the
+same numbers: on that every attack and every cut can be tried, and so can a repair.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from holdfast import disk
+from holdfast.checkpoint import locate
+from holdfast.drive import Drive
+from holdfast.lm import LM
+from holdfast.loading import loaded, ready, sees
+from holdfast.problem import Problem
+from holdfast.sight import Sight
+
+ADAPTER = "adapter_config.json"
+
+
+def form(place: Path) -> str | None:
+    """In what other form than plain weights a file or folder holds a model, in a few words; None where it does not."""
+    if place.suffix == ".gguf":
+        return "a GGUF file"
+    if (place / ADAPTER).is_file():
+        return "an adapter beside its base"
+    settings = _settings(place / "config.json").get("quantization_config")
+    return f"quantized ({settings.get('quant_method', 'by an unknown method')})" if isinstance(settings, dict) else None
+
+
+def refuse(place: Path) -> None:
+    """Raise `Problem` where the weights cannot be changed as they lie there."""
+    if found := form(place):
+        raise Problem(
+            f"{place}: is {found}, and what changes weights needs plain ones; run: holdfast unpack {place} --out FOLDER, "
+            "and give that folder"
+        )
+
+
+def adapted(folder: Path, drive: Drive, device: str | None = None) -> LM:
+    """A base with its adapter on it, as PEFT serves it.
+
+    Raises:
+        Problem: the base is not there, or the adapter does not fit it.
+    """
+    named = _settings(folder / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise Problem(f"{folder / ADAPTER}: names no base; add base_model_name_or_path")
+    base = locate(named)
+    tokenizer, model = loaded(base)
+    try:
+        model = PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=False)
+    except Exception as error:  # PEFT raises whatever its parts do
+        raise Problem(f"{folder}: does not fit its base {named} ({' '.join(str(error).split())})") from error
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    eyes = Sight.load(base) if sees(model.config.to_dict()) else None
+    ready(tokenizer, model, drive, base)
+    return LM(model, tokenizer, folder, base, drive, eyes)
+
+
+def unpack(place: Path, out: Path) -> str:
+    """Write the same numbers as an ordinary fp32 checkpoint; says what they were before.
+
+    Raises:
+        Problem: it is plain already, its library is missing, or transformers cannot read it.
+    """
+    found = form(place)
+    if found is None:
+        raise Problem(f"{place}: holds plain weights already; give it as it is")
+    disk.refuse_taken(out)
+    tokenizer, model, eyes = _plain(place)
+    with disk.whole(out) as aside:
+        model.save_pretrained(aside)
+        (eyes.save(aside, tokenizer) if eyes else tokenizer.save_pretrained(aside))
+    return found
+
+
+def _plain(place: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Sight | None]:
+    if place.suffix == ".gguf":
+        return *_from_gguf(place), None
+    if (place / ADAPTER).is_file():
+        lm = adapted(place, Drive(), "cpu")
+        return lm.tokenizer, lm.model.merge_and_unload(), lm.eyes if isinstance(lm.eyes, Sight) else None
+    tokenizer, model = loaded(place)
+    return tokenizer, _dense(model, place), Sight.load(place) if sees(model.config.to_dict()) else None
+
+
+def _from_gguf(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    except Exception as error:  # transformers and the libraries below it raise a dozen kinds
+        raise Problem(f"{file}: transformers cannot read it ({' '.join(str(error).split())})") from error
+    return tokenizer, _anew(model)
+
+
+def _dense(model: PreTrainedModel, place: Path) -> PreTrainedModel:
+    """The same model with weights of floating-point numbers."""
+    try:
+        model = model.dequantize()
+    except NotImplementedError:
+        pass  # of torchao, whose tensors know it themselves
+    except Exception as error:
+        raise Problem(f"{place}: cannot be dequantized ({' '.join(str(error).split())})") from error
+    return _anew(model)
+
+
+def _anew(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of its numbers that knows nothing of how they were packed."""
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)
+    plain = type(model)(config).float()
+    plain.load_state_dict({name: weight.dequantize().float() for name, weight in model.state_dict().items()})
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A JSON file's content; nothing where there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
