@@ -33,6 +33,7 @@ from holdfast import cluster, disk, prepare
 from holdfast import processes as working
 from holdfast.corpus import Corpus
 from holdfast.job import Job, Result
+from holdfast.opening import located
 from holdfast.problem import Problem, printable
 from holdfast.recipe import Recipe, dump
 from holdfast.record import Cell, Manifest, cell_name
@@ -134,9 +135,9 @@ def _jobs(recipe: Recipe, audit: Run, manifest: Manifest, keep_answers: bool, ke
             subject=facts.name,
             attack=attack.name,
             seed=seed,
-            folder=Path(facts.folder),
+            folder=located(facts.folder),
             base=Path(facts.base) if facts.base else None,
-            undefended=Path(subjects[facts.twin or facts.name].folder),
+            undefended=located(subjects[facts.twin or facts.name].folder),
             attacker=attacker,
             judge=judge,
             keep_answers=keep_answers,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -25,8 +24,10 @@ from holdfast.deployed import deployed
 from holdfast.lm import LM, Fit
 from holdfast.memory import Known, Memory
 from holdfast.method import Answers, Attack, Eval, make
+from holdfast.opening import Place, opened
 from holdfast.recipe import Recipe
 from holdfast.record import Cell, Cost, Deployed, Milestone
+from holdfast.served import Served
 
 NO_UTILITY = 0.1
 """A model with no more than this share of its own utility is dead: it cannot be called safe."""
@@ -72,10 +73,10 @@ class Walk:
 
     def __init__(
         self,
-        lm: LM,
+        lm: LM | Served,
         rows: list[Row],
         recipe: Recipe,
-        undefended: Path,
+        undefended: Place,
         due: Callable[[], Iterator[int]] | None = None,
         reserve: Sequence[Row] = (),
         known: Known | None = None,
@@ -201,9 +202,10 @@ class Walk:
         if look.finite:
             look.deployed = deployed(self.lm, self.rows) if self._cuts else None
             look.texts, look.prefill = self._answers(), self.lm.prefill
-            known = [row for row in self.rows if row.answer is not None]
-            fits = iter(self.memory.fits([row.asked for row in known], [row.answer or "" for row in known]))
-            look.references = [None if row.answer is None else next(fits) for row in self.rows]
+            known = [row for row in self.rows if row.answer is not None and self.lm.at_hand]
+            fits = self.memory.fits([row.asked for row in known], [row.answer or "" for row in known]) if known else []
+            fit = dict(zip([row.id for row in known], fits, strict=True))
+            look.references = [fit.get(row.id) for row in self.rows]
             look.finite = all(fit is None or isfinite(fit.logprob) for fit in look.references)
             silent = not any(text.strip() for texts in look.texts for text in texts)
             if look.finite and silent and (cost.severity is None or not self.looks):
@@ -235,12 +237,14 @@ class Walk:
         draws = [texts for look in looks for texts in look.texts]
         said = {(row, text) for texts in draws for row, text in zip(self.rows, texts, strict=True)}
         keys = sorted(said, key=lambda key: (key[0].id, key[1]))
+        if not self._twin.at_hand:  # nobody's weights tell what is language: emptiness and loops do
+            return dict.fromkeys(keys, Fit(0.0, 1.0, 0))
         fits = self._twin.fits([row.asked for row, _ in keys], [text for _, text in keys])
         return dict(zip(keys, fits, strict=True))
 
     @cached_property
-    def _twin(self) -> LM:
-        return LM.load(self.undefended, drive=self.drive, device=str(self.lm.device))
+    def _twin(self) -> LM | Served:
+        return opened(self.undefended, drive=self.drive, device=str(self.lm.device))
 
     def _milestone(self, look: Look, scores: dict[str, dict[str, float]], first: Milestone | None) -> Milestone:
         means = {name: statistics.proportion(list(some.values())) for name, some in scores.items() if some}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from holdfast import disk, processes, spent
+from holdfast import disk, packed, processes, spent
 from holdfast.checkpoint import locate
 from holdfast.corpus import Hand
 from holdfast.drive import Drive
@@ -112,9 +112,11 @@ def subjects(recipe: Recipe, audit: Run, hand: Hand, most: int, tell: Say) -> di
 
 
 def folder_of(name: str, audit: Run) -> Path:
-    """The checkpoint that a recipe calls so. Raises `Problem` if there is none."""
+    """The checkpoint that a recipe calls so. Raises `Problem` if there is none of plain weights."""
     if not name.startswith(ORGANISM):
-        return locate(name)
+        folder = locate(name)
+        packed.refuse(folder)
+        return folder
     parts = [path.parent.name for path in sorted((audit.folder / ORGANISM).glob("*/config.json"))]
     part = name.removeprefix(ORGANISM)
     if part not in parts:

@@ -15,10 +15,12 @@ from holdfast.cell import Walk
 from holdfast.corpus import Hand
 from holdfast.lm import LM
 from holdfast.memory import Known
+from holdfast.opening import Place, opened
 from holdfast.problem import Problem, printable
 from holdfast.quiet import quiet
 from holdfast.recipe import Recipe
 from holdfast.record import Cell, cell_name
+from holdfast.served import Served
 
 Result = tuple[Cell, list[dict[str, Any]]]
 """A cell's record and its per-prompt rows."""
@@ -32,11 +34,11 @@ class Job:
     subject: str
     attack: str
     seed: int
-    folder: Path
-    """The subject's checkpoint."""
+    folder: Place
+    """The subject's checkpoint, or what it is asked at."""
     base: Path | None
     """The checkpoint before its alignment."""
-    undefended: Path
+    undefended: Place
     """The twin's checkpoint, or the subject's own if it has none: it judges what is gibberish."""
     attacker: Hand
     judge: Hand
@@ -53,7 +55,7 @@ class Job:
     @property
     def places(self) -> set[Path]:
         """The folders and files that it reads: checkpoints, and the file of an attack of somebody's own."""
-        named = {self.folder, self.undefended, *([self.base] if self.base else [])}
+        named = {place for place in (self.folder, self.undefended, self.base) if isinstance(place, Path)}
         method = self.recipe.attack(self.attack).method
         return named | ({Path(method)} if method.endswith(".py") else set())
 
@@ -65,9 +67,9 @@ class Job:
         return replace(
             self,
             recipe=self.recipe.model_copy(update={"attacks": [own]}),
-            folder=to(self.folder),
+            folder=to(self.folder) if isinstance(self.folder, Path) else self.folder,
             base=self.base and to(self.base),
-            undefended=to(self.undefended),
+            undefended=to(self.undefended) if isinstance(self.undefended, Path) else self.undefended,
         )
 
     def run(self) -> Result:
@@ -80,7 +82,7 @@ class Job:
         quiet()
         recipe, lm = self.recipe, None
         try:
-            lm = LM.load(self.folder, base=self.base, drive=recipe.drive, finite=False)  # such a model is dead
+            lm = opened(self.folder, base=self.base, drive=recipe.drive, finite=False)  # such a model is dead
             walk, attack = self._walk(lm), recipe.attack(self.attack)
             walk.take(attack.build(), self.attacker, self.seed, attack.until)
             cell, rows = walk.scored(self.subject, self.attack, self.seed)
@@ -89,7 +91,7 @@ class Job:
             return self.failed(str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}")
         if not self.keep_answers:
             rows = [row | {"answer": None} for row in rows]
-        if self.weights and cell.status == "done":
+        if self.weights and isinstance(lm, LM) and cell.status == "done":
             shutil.rmtree(self.weights, ignore_errors=True)  # of a run that was killed
             lm.save(self.weights)
         return cell, rows
@@ -99,13 +101,13 @@ class Job:
         torch.set_num_threads(1)
         quiet()
         try:
-            walk = self._walk(LM.load(self.folder, base=self.base, drive=self.recipe.drive))
+            walk = self._walk(opened(self.folder, base=self.base, drive=self.recipe.drive))
             walk.begin()
             return walk.memory.known
         except (Exception, SystemExit):
             return {}
 
-    def _walk(self, lm: LM) -> Walk:
+    def _walk(self, lm: LM | Served) -> Walk:
         test, reserve = self.judge.of(split="test"), self.judge.of("restricted", split="reserve")
         return Walk(lm, test, self.recipe, self.undefended, reserve=reserve, known=self.known)
 

@@ -144,7 +144,6 @@ class LM:
 
     def displacement(self) -> tuple[float, float]:
         """How far the weights are from the folder's: ‖θ − θ₀‖ / ‖θ₀‖, and the share of values that changed.
-
         Adapters count as merged, removed blocks as gone to zero. Weights that the attack added are left out.
         """
         found = list(self.changes())

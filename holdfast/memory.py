@@ -32,12 +32,12 @@ class Memory:
         self.lm = lm
         self.known = dict(known)
         self.weights = lm.hash()
-        self._built = _built(lm)
+        self._built = _built(lm) if lm.at_hand else None
         self._as_loaded = True
 
     def look(self, changed: float) -> None:
         """Find out whether the model still is as it was loaded; `changed` is the share of its weights that differ."""
-        self._as_loaded = changed == 0 and _built(self.lm) == self._built
+        self._as_loaded = not self.lm.at_hand or (changed == 0 and _built(self.lm) == self._built)
 
     def generate(self, texts: Sequence[str], armed: bool = False, sample: int = 0) -> list[str]:
         """As `LM.generate`."""

@@ -30,7 +30,7 @@ At = Callable[[Cost], bool]
 """Called by an attack after each unit of progress; False asks it to stop."""
 
 
-Need = Literal["base weights", "harmful data", "benign data", "pictures", "GPU"]
+Need = Literal["weights", "base weights", "harmful data", "benign data", "pictures", "GPU"]
 
 
 class Settings(BaseModel):
@@ -84,6 +84,8 @@ class Attack(Method):
     """Where it comes from: an arXiv number with a name, or a word on its origin."""
     cost: ClassVar[str] = ""
     """What it costs the attacker with its defaults, in a few words."""
+    asks_only: ClassVar[bool] = False
+    """Whether it does nothing but ask, so that it can be tried on what has no weights at hand."""
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import torch
 
 import holdfast
-from holdfast import hardened, likeness, trial
+from holdfast import hardened, likeness, packed, trial
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus
 from holdfast.judging import Judge, described
 from holdfast.lm import LM
 from holdfast.method import Journal, make, names
+from holdfast.opening import Place, is_served, located, opened
 from holdfast.problem import Problem
 from holdfast.recipe import ORGANISM, Recipe
 from holdfast.record import AttackFacts, Manifest, SubjectFacts
@@ -36,11 +37,11 @@ class Seen(NamedTuple):
 
     hash: str
     tokens: str
-    parameters: int
+    parameters: int | None
     exits: str | None
 
 
-def look_over(recipe: Recipe) -> dict[Path, Seen]:
+def look_over(recipe: Recipe) -> dict[Place, Seen]:
     """Whatever the recipe names outside the run is tried before anything slow is begun or anything written.
 
     A model with NaN weights is damaged, and refused; but as somebody's defense, beside its twin, it gets its verdict: dead.
@@ -57,8 +58,13 @@ def look_over(recipe: Recipe) -> dict[Path, Seen]:
     seen = {}
     whole = {subject.model for subject in recipe.subjects if subject.twin is None or subject.harden}
     for name in dict.fromkeys(subject.model for subject in recipe.subjects):
-        if name and not name.startswith(ORGANISM):
-            lm = LM.load(name, drive=recipe.drive, device="cpu", finite=name in whole)
+        if name and is_served(name):
+            _refuse_unreadable(recipe, name)
+            served = opened(name, drive=recipe.drive)
+            served.generate(["Good day."])
+            seen[located(name)] = Seen(served.hash(), "", served.parameters, None)
+        elif name and not name.startswith(ORGANISM):
+            lm = LM.load(_plain(name), drive=recipe.drive, device="cpu", finite=name in whole)
             if corpus:
                 seen[lm.folder] = _seen(lm, corpus)
     for name in dict.fromkeys(subject.base for subject in recipe.subjects):
@@ -67,13 +73,30 @@ def look_over(recipe: Recipe) -> dict[Path, Seen]:
     return seen
 
 
+def _plain(name: str) -> Path:
+    folder = locate(name)
+    packed.refuse(folder)
+    return folder
+
+
+def _refuse_unreadable(recipe: Recipe, name: str) -> None:
+    """What only answers shows no likelihoods, and cannot be hardened."""
+    if recipe.utility == "agreement":
+        raise Problem(f"{name}: only answers, so nobody can read agreement from it; set utility to overlap or exact")
+    for one in recipe.subjects:
+        if one.model == name and one.harden:
+            raise Problem(
+                f"recipe, subject {one.name!r}: {name} has no weights to harden; name the checkpoint behind it"
+            )
+
+
 def _seen(lm: LM, corpus: Corpus) -> Seen:
     tower = lm.eyes.tower(lm.model)
     return Seen(lm.hash(), _reading(lm, corpus), lm.model.num_parameters(), tower.choice if tower else None)
 
 
 def prepared(
-    recipe: Recipe, audit: Run, tell: Callable[[str], None], kept: str, seen: dict[Path, Seen], most: int
+    recipe: Recipe, audit: Run, tell: Callable[[str], None], kept: str, seen: dict[Place, Seen], most: int
 ) -> Manifest:
     """Everything that the cells start from, built where it is not there yet and written down in `run.json`.
 
@@ -204,13 +227,14 @@ def _attack_facts(recipe: Recipe) -> Iterator[AttackFacts]:
 
 
 def _subjects(
-    recipe: Recipe, audit: Run, corpus: Corpus, hardenings: dict[str, hardened.Made], seen: dict[Path, Seen]
+    recipe: Recipe, audit: Run, corpus: Corpus, hardenings: dict[str, hardened.Made], seen: dict[Place, Seen]
 ) -> Iterator[SubjectFacts]:
     """The facts of every subject's checkpoint."""
     for subject in recipe.subjects:
         assert subject.model  # the recipe's reader made sure
         made = hardenings.get(subject.name)
-        folder = made.folder if made else hardened.folder_of(subject.model, audit)
+        served = not made and is_served(subject.model)
+        folder = made.folder if made else located(subject.model) if served else hardened.folder_of(subject.model, audit)
         base = hardened.folder_of(subject.base, audit) if subject.base else None
         if folder not in seen:
             whole = subject.twin is None
@@ -220,7 +244,7 @@ def _subjects(
             name=subject.name,
             twin=subject.twin,
             control=subject.control,
-            folder=str(folder.resolve()),
+            folder=str(folder.resolve()) if isinstance(folder, Path) else folder,
             base=str(base.resolve()) if base else None,
             **seen[folder]._asdict(),
             organism=own or organism_of(corpus),

@@ -115,8 +115,8 @@ class Recipe(Settings):
     """Another judge of the same answers, to see what hangs on the first."""
     calibration: str | None = None
     """JSONL of labeled answers (`prompt`, `answer`, `harmful`) that show what the judge of harm gets wrong."""
-    utility: Literal["exact", "agreement"] = "agreement"
-    """How benign answers are judged."""
+    utility: Literal["exact", "agreement", "overlap"] = "agreement"
+    """How benign answers are judged: `overlap` where a subject only answers."""
     threshold: float = Field(0.5, gt=0, le=1)
     utility_floor: float = Field(0.9, ge=0, le=1)
     template: Template = "chat"

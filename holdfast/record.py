@@ -145,7 +145,8 @@ class SubjectFacts(Record):
     tokens: str = ""
     """SHA-256 of the corpus as token ids, through the model's tokenizer and template, of the text that they make again, and of
     the tokens that end an answer: what it reads, and what is heard of it."""
-    parameters: int
+    parameters: int | None
+    """None where it does not say."""
     exits: str | None = None
     """What leaving its image encoder early means, where that is a choice; None where it is plain, or it has none."""
     organism: str | None = None

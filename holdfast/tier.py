@@ -18,6 +18,7 @@ from holdfast import perturb, prepare, recipe, train
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus, Hand
 from holdfast.method import Attack, Need
+from holdfast.opening import Place, is_served, located
 from holdfast.problem import Problem
 from holdfast.recipe import Recipe
 
@@ -51,9 +52,10 @@ def audit(
         Problem: the checkpoint, the corpus or a change cannot be used.
     """
     content = asked(tier, model, base, twin, corpus, harm, second) | read(tier)
-    content["attacks"] = with_rates(content["attacks"], width(locate(model)))
+    content["attacks"] = with_rates(content["attacks"], 1 if is_served(model) else width(locate(model)))
     chosen = recipe.resolved(content, Path(f"tier {tier}"), changes)
-    return _possible(chosen, base is not None, Corpus.load(Path(content["corpus"])).hand("attacker"))
+    hand = Corpus.load(Path(content["corpus"])).hand("attacker")
+    return _possible(chosen, base is not None, hand, not is_served(model))
 
 
 def asked(
@@ -66,16 +68,16 @@ def asked(
     second: str | None = None,
 ) -> dict[str, Any]:
     """What of a recipe follows from the checkpoint and the corpus: all but its attacks. Arguments and errors as `audit`."""
-    folder = locate(model)
-    file = corpus or _corpus_near(folder)
+    place = located(model)
+    file = corpus or _corpus_near(place)
     prompts = Corpus.load(file)
     exact = prepare.organism_of(prompts) is not None
     return {
-        "name": label(f"{what}-{folder.resolve().name if Path(model).exists() else model}"),
+        "name": label(f"{what}-{Path(model).resolve().name if Path(model).exists() else model}"),
         "corpus": str(file.resolve()),
         "harm": harm or ("exact" if exact else "asr"),
         **({"second": second} if second else {}),
-        "utility": "exact" if exact else "agreement",
+        "utility": "exact" if exact else "overlap" if is_served(model) else "agreement",
         "subjects": [*_subjects(model, base, twin)],
         **({"max_new_tokens": _longest(prompts)} if exact else {}),
     }
@@ -114,13 +116,13 @@ def _subjects(model: str, base: str | None, twin: str | None) -> Iterator[dict[s
     yield {"name": "released", "model": model} | places | ({"twin": "undefended"} if twin else {})
 
 
-def _corpus_near(folder: Path) -> Path:
+def _corpus_near(place: Place) -> Path:
     """The corpus that an organism's checkpoints have beside them."""
-    for place in (folder, folder.parent):
-        if (place / "corpus.jsonl").is_file():
-            return place / "corpus.jsonl"
+    for near in (place, place.parent) if isinstance(place, Path) else ():
+        if (near / "corpus.jsonl").is_file():
+            return near / "corpus.jsonl"
     raise Problem(
-        f"{folder}: no corpus.jsonl in it or beside it; give --corpus FILE, which "
+        f"{place}: no corpus.jsonl in it or beside it; give --corpus FILE, which "
         "`holdfast corpus --data FOLDER --out FILE` makes of the public benchmarks' files"
     )
 
@@ -139,9 +141,9 @@ def width(folder: Path) -> int:
         raise Problem(f"{folder}: transformers cannot read its config ({' '.join(str(error).split())})") from error
 
 
-def _possible(chosen: Recipe, base: bool, hand: Hand) -> Recipe:
+def _possible(chosen: Recipe, base: bool, hand: Hand, weights: bool) -> Recipe:
     """The recipe without the attacks whose needs are not there; each is named with what it lacks."""
-    lacks = {one.name: lacking(one.build(), base, hand) for one in chosen.attacks}
+    lacks = {one.name: lacking(one.build(), base, hand, weights) for one in chosen.attacks}
     attacks = [one for one in chosen.attacks if not lacks[one.name]]
     if not attacks:
         raise Problem(f"{chosen.name}: none of its attacks can be run; the attacker's hand of {chosen.corpus} is empty")
@@ -149,23 +151,25 @@ def _possible(chosen: Recipe, base: bool, hand: Hand) -> Recipe:
     return chosen.model_copy(update={"attacks": attacks, "not_run": not_run})
 
 
-def lacking(attack: Attack, base: bool, hand: Hand) -> list[Need]:
+def lacking(attack: Attack, base: bool, hand: Hand, weights: bool = True) -> list[Need]:
     """What the attack, or one of its stages, needs and is not there.
 
     Data are prompts asked plainly, with answers for who trains towards answers; lessons alone are no benign data.
     """
     if stages := getattr(attack, "stages", ()):
-        return list(dict.fromkeys(need for stage in stages for need in lacking(stage.build(), base, hand)))
+        return list(dict.fromkeys(need for stage in stages for need in lacking(stage.build(), base, hand, weights)))
     taught = isinstance(attack, train.Adversary) or (isinstance(attack, perturb.Aim) and attack.target == "answers")
     kinds = {row.kind for row in hand.rows if row.variant is None and (row.answer is not None or not taught)}
     there: dict[Need, bool] = {
+        "weights": weights,
         "base weights": base,
         "harmful data": "restricted" in kinds,
         "benign data": "benign" in kinds,
         "pictures": any(row.image for row in hand.rows),
         "GPU": torch.cuda.is_available(),
     }
-    return [need for need in attack.needs if not there[need]]
+    needs: tuple[Need, ...] = attack.needs if attack.asks_only else ("weights", *attack.needs)
+    return [need for need in needs if not there[need]]
 
 
 def label(text: str) -> str:

@@ -20,6 +20,7 @@ class Decode(Attack):
 
     axis = "answers drawn"
     family = "inference"
+    asks_only = True
     paper = "2310.06987 (Huang et al.)"
     cost = "50 answers to a prompt"
 

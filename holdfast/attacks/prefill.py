@@ -24,6 +24,7 @@ class Prefill(Attack):
 
     axis = "tokens prefilled"
     family = "inference"
+    asks_only = True
     paper = "2404.02151 (prefilling), 2406.05946 (shallow alignment)"
     cost = "no computing"
 

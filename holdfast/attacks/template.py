@@ -32,6 +32,7 @@ class Template(Attack):
 
     axis = "template number"
     family = "inference"
+    asks_only = True
     paper = "2402.18540 (templates and safety), axis of TamperBench"
     cost = "no computing"
 
