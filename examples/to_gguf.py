@@ -18,10 +18,14 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-BLOCK = 256
-"""Weights of a row that a K type takes at a time."""
-NARROW = {Type.Q2_K: Type.IQ4_NL, Type.Q3_K: Type.IQ4_NL, Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}
-"""What llama.cpp takes where a row is no multiple of that."""
+COARSER = {
+    Type.Q2_K: Type.IQ4_NL,
+    Type.Q3_K: Type.IQ4_NL,
+    Type.Q4_K: Type.Q5_0,
+    Type.Q6_K: Type.Q8_0,
+    **dict.fromkeys((Type.IQ4_NL, Type.Q5_0, Type.Q8_0), Type.F16),
+}
+"""What llama.cpp takes where a row is no multiple of the weights that a type takes at a time."""
 FILES = {"F32": 0, "F16": 1, "Q8_0": 7, "Q2_K": 10, "Q4_K_M": 15}
 """What a file is called inside, by number."""
 
@@ -111,17 +115,19 @@ def _type(name: str, values: np.ndarray, kind: str, layers: int) -> Type:
     """The type of a weight in a file of this kind."""
     if values.ndim == 1 or kind == "F32":
         return Type.F32
-    if kind in ("F16", "Q8_0"):
-        return Type[kind]
     number = int(name.split(".")[1]) if name.startswith("blk.") else 0
     better = number < layers // 8 or number >= 7 * layers // 8 or (number - layers // 8) % 3 == 2
-    if name.startswith("output"):
+    if kind in ("F16", "Q8_0"):
+        found = Type[kind]
+    elif name.startswith("output"):
         found = Type.Q6_K
     elif kind == "Q4_K_M":
         found = Type.Q6_K if better and ("attn_v" in name or "ffn_down" in name) else Type.Q4_K
     else:
         found = Type.Q3_K if "attn_v" in name or "ffn_down" in name else Type.Q2_K
-    return found if values.shape[-1] % BLOCK == 0 else NARROW[found]
+    while values.shape[-1] % gguf.GGML_QUANT_SIZES[found][0]:
+        found = COARSER[found]
+    return found
 
 
 def _add(writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: Type) -> None:

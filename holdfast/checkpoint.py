@@ -33,7 +33,9 @@ class Checkpoint:
     def __init__(self, folder: Path):
         self.folder = folder
         if (folder / "adapter_config.json").exists():
-            raise Problem(f"{folder}: holds an adapter; merge it into its model, save that, and give the folder")
+            raise Problem(
+                f"{folder}: is an adapter beside its base; run: holdfast unpack {folder} --out FOLDER, and give that folder"
+            )
         self.config: dict[str, Any] = _json(folder / "config.json", "every checkpoint needs one")
         self._promised = self._read_index()
         self.shards = self._find_shards()

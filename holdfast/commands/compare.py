@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from holdfast import comparing, comparison, disk, shell, tier
 from holdfast.comparison import Comparison
 from holdfast.drive import Drive, Exit, Template
+from holdfast.method import checked
 from holdfast.problem import Problem
 
 CODES: dict[comparison.Word, int] = {"held": 0, "lost": 1, "undecided": 3}
@@ -66,6 +67,8 @@ def main(words: list[str]) -> int:
     chosen = tier.asked("compare", options.source, corpus=options.corpus, harm=options.harm)
     longest = options.max_new_tokens or chosen.get("max_new_tokens", 64)
     drive = Drive(template=options.template, system=options.system, max_new_tokens=longest)
+    cuts = {name: getattr(options, name) for name in ("depth", "vision_layer", "visual_tokens", "kv_bits")}
+    exit = checked(Exit, cuts, "compare")
     out = options.out or Path("runs") / tier.label(f"compare-{Path(options.artifact.split('#')[0]).name}")
     disk.refuse_taken(out)
     started = time.monotonic()
@@ -76,7 +79,7 @@ def main(words: list[str]) -> int:
         harm=chosen["harm"],
         margin=options.margin,
         drive=drive,
-        exit=Exit(**{name: getattr(options, name) for name in ("depth", "vision_layer", "visual_tokens", "kv_bits")}),
+        exit=exit,
         max_perplexity=options.max_perplexity,
         say=shell.say,
     )

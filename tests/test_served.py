@@ -1,0 +1,260 @@
+"""What only answers, and what ships in another form than plain weights: GGUF files, addresses, adapters, quantized weights."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tiny
+from holdfast.cli import main
+from holdfast.drive import Exit
+from holdfast.lm import LM
+from holdfast.opening import digest, opened
+from holdfast.packed import unpack
+from holdfast.problem import Problem
+from holdfast.run import Run
+from judges import server
+
+ROOT = Path(__file__).parent.parent
+DRIVE = tiny.DRIVE
+
+
+@pytest.fixture(scope="module")
+def to_gguf():
+    spec = importlib.util.spec_from_file_location("to_gguf", ROOT / "examples/to_gguf.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def gguf(to_gguf, checkpoint, tmp_path_factory):
+    """The aligned tiny Llama as a GGUF file, its numbers as they are."""
+    file = tmp_path_factory.mktemp("gguf") / "aligned.gguf"
+    to_gguf.write(checkpoint("llama").aligned, file, "F32")
+    return file
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return [row.text for row in tiny.rows() if row.hand == "judge"]
+
+
+class TestGGUF:
+    def test_llama_cpp_answers_as_transformers_does(self, gguf, checkpoint, prompts):
+        ours, theirs = LM.load(checkpoint("llama").aligned, drive=DRIVE), opened(gguf, drive=DRIVE)
+        said = theirs.generate(prompts)
+        assert said == ours.generate(prompts)
+        assert any(tiny.REFUSAL in one for one in said) and not all(tiny.REFUSAL in one for one in said)
+        assert theirs.generate(prompts) == said, "asked again it says the same"
+
+    def test_it_tells_how_it_puts_prompts_and_how_large_it_is(self, gguf, checkpoint):
+        theirs, model = opened(gguf), LM.load(checkpoint("llama").aligned)
+        assert theirs.chat_template == model.tokenizer.chat_template
+        assert theirs.parameters == model.model.num_parameters()
+        assert digest(theirs) == digest(opened(gguf))
+
+    def test_an_answer_goes_on_from_what_is_put_into_its_mouth(self, gguf, prompts):
+        lm = opened(gguf, drive=DRIVE.change(template="plain", prefill="i cannot", prefill_tokens=2))
+        plain, begun = lm.generate(prompts[:3]), lm.generate(prompts[:3], armed=True)
+        assert begun != plain
+        assert not any(one.startswith("i cannot") for one in begun), "what was put there is no part of the answer"
+
+    def test_quantized_by_llama_cpp_it_is_smaller_and_still_answers(self, to_gguf, checkpoint, gguf, prompts, tmp_path):
+        file = tmp_path / "q8.gguf"
+        to_gguf.write(checkpoint("llama").aligned, file, "Q8_0")
+        assert file.stat().st_size < gguf.stat().st_size
+        assert opened(file, drive=DRIVE).generate(prompts)[0].strip()
+
+    def test_it_cannot_be_left_early(self, gguf):
+        with pytest.raises(Problem, match="runs it whole"):
+            opened(gguf, drive=DRIVE.change(exit=Exit(depth=1))).generate(["morga"])
+
+    def test_what_is_no_gguf_file_is_said_to_be_none(self, tmp_path, gguf):
+        with pytest.raises(Problem, match="no such file"):
+            opened(tmp_path / "nowhere.gguf")
+        (tmp_path / "text.gguf").write_text("hello")
+        with pytest.raises(Problem, match="is no GGUF file"):
+            opened(tmp_path / "text.gguf")
+        (tmp_path / "short.gguf").write_bytes(gguf.read_bytes()[:3000])
+        with pytest.raises(Problem, match=r"short\.gguf: (cannot be read|llama\.cpp cannot load it)"):
+            opened(tmp_path / "short.gguf").generate(["morga"])
+
+
+class TestAddress:
+    def test_llama_cpps_own_server_is_asked_over_the_network(self, gguf, prompts):
+        import xllamacpp
+
+        asked = xllamacpp.CommonParams()
+        asked.model.path, asked.warmup, asked.ui = str(gguf), False, False
+        asked.n_ctx, asked.verbosity = 512, -1
+        serving = xllamacpp.Server(asked)
+        lm = opened(f"{serving.listening_address}/v1", drive=DRIVE)
+        assert lm.generate(prompts) == opened(gguf, drive=DRIVE).generate(prompts)
+
+    def test_persona_trigger_prefill_and_draws_reach_the_server(self):
+        with server(lambda path, body: "sure , a b") as served:
+            drive = DRIVE.change(
+                system="be good",
+                persona="be bad",
+                trigger="now: {prompt}",
+                prefill="sure , what follows",
+                prefill_tokens=2,
+                temperature=0.7,
+                draw=3,
+            )
+            lm = opened(f"{served.url}#m", drive=drive)
+            assert lm.generate(["morga"], armed=True, sample=1) == ["a b"]
+            assert lm.generate(["morga"]) == ["sure , a b"]
+        (_, _, armed), (_, _, plain) = served.asked
+        assert [turn["content"] for turn in armed["messages"]] == ["be bad", "now: morga", "sure ,"]
+        assert (armed["temperature"], armed["seed"], armed["continue_final_message"]) == (0.7, 4, True)
+        assert [turn["content"] for turn in plain["messages"]] == ["be good", "morga"]
+        assert plain["temperature"] == 0 and "seed" not in plain and "continue_final_message" not in plain
+
+    def test_the_key_is_sent_from_the_environment_and_no_other(self, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", "not this")
+        with server(lambda path, body: "a") as served:
+            opened(f"{served.url}#m", drive=DRIVE).generate(["morga"])
+            monkeypatch.setenv("HOLDFAST_API_KEY", "this")
+            opened(f"{served.url}#m", drive=DRIVE).generate(["morga"])
+        assert [headers["authorization"] for _, headers, _ in served.asked] == ["Bearer none", "Bearer this"]
+
+    def test_a_server_that_is_not_there_is_named(self):
+        with pytest.raises(Problem, match="must hold no secret"):
+            opened("http://me:secret@localhost/v1#m")
+        with server(lambda path, body: 500) as served, pytest.raises(Problem, match="subject"):
+            lm = opened(f"{served.url}#m", drive=DRIVE)
+            object.__setattr__(lm.remote, "retries", 0)
+            lm.generate(["morga"])
+
+
+class TestUnpack:
+    def test_a_gguf_file_becomes_the_checkpoint_that_it_was_made_of(self, gguf, checkpoint, prompts, tmp_path):
+        assert unpack(gguf, tmp_path / "plain") == "a GGUF file"
+        before = load_file(checkpoint("llama").aligned / "model.safetensors")
+        after = load_file(tmp_path / "plain/model.safetensors")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[name], before[name]) for name in before)
+        ours = LM.load(tmp_path / "plain", drive=DRIVE).generate(prompts)
+        assert ours == opened(gguf, drive=DRIVE).generate(prompts)
+
+    def test_an_adapter_answers_as_it_does_when_merged(self, checkpoint, prompts, tmp_path):
+        base = checkpoint("llama").aligned
+        torch.manual_seed(0)
+        how = LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), how)
+        model.save_pretrained(tmp_path / "adapter")
+        said = opened(tmp_path / "adapter", drive=DRIVE).generate(prompts)
+        assert said != LM.load(base, drive=DRIVE).generate(prompts)
+        assert unpack(tmp_path / "adapter", tmp_path / "merged") == "an adapter beside its base"
+        assert LM.load(tmp_path / "merged", drive=DRIVE).generate(prompts) == said
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_quantized_checkpoint_answers_as_it_does_unpacked(self, checkpoint, prompts, tmp_path):
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+
+        base = checkpoint("llama").aligned
+        how = TorchAoConfig(Int8WeightOnlyConfig())
+        model = AutoModelForCausalLM.from_pretrained(base, quantization_config=how, dtype=torch.float32)
+        model.save_pretrained(tmp_path / "int8")
+        AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "int8")
+        said = opened(tmp_path / "int8", drive=DRIVE).generate(prompts)
+        assert unpack(tmp_path / "int8", tmp_path / "plain") == "quantized (torchao)"
+        assert LM.load(tmp_path / "plain", drive=DRIVE).generate(prompts) == said
+        weights = load_file(tmp_path / "plain/model.safetensors")
+        assert all(weight.dtype == torch.float32 for weight in weights.values())
+        before = load_file(base / "model.safetensors")
+        name = "model.layers.0.mlp.up_proj.weight"
+        assert not torch.equal(weights[name], before[name])
+        assert torch.allclose(weights[name], before[name], atol=before[name].abs().max().item() / 100)
+
+    def test_plain_weights_and_addresses_need_no_unpacking(self, checkpoint, tmp_path, capsys):
+        folder = str(checkpoint("llama").aligned)
+        assert main(["unpack", folder, "--out", str(tmp_path / "a")]) == 2
+        assert "holds plain weights already" in capsys.readouterr().err
+        assert main(["unpack", "http://localhost/v1", "--out", str(tmp_path / "a")]) == 2
+        assert "hands out no weights" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    tiny.corpus().save(file)
+    return file
+
+
+class TestCompare:
+    def compare(self, *words: object) -> int:
+        return main(["compare", *map(str, words), "--max-new-tokens", "8", "--max-perplexity", "1e9"])
+
+    def test_a_model_beside_itself_and_beside_one_that_was_never_aligned(
+        self, checkpoint, gguf, corpus_file, tmp_path, capsys
+    ):
+        made = checkpoint("llama")
+        where = "--corpus", corpus_file, "--margin", 0.9
+        assert self.compare(made.aligned, gguf, *where, "--out", tmp_path / "a", "--keep-answers") == 0
+        out = capsys.readouterr().out
+        assert "held: no measure lost more than 0.9" in out and "not at hand" in out
+        told = json.loads((tmp_path / "a/comparison.json").read_text())
+        assert (told["same"], told["utility"]) == (told["prompts"], "overlap")
+        rows = [json.loads(line) for line in (tmp_path / "a/prompts.jsonl").read_text().splitlines()]
+        assert all(row["source"] == row["artifact"] for row in rows)
+
+        strict = "--corpus", corpus_file, "--margin", 0.05, "--out", tmp_path / "b"
+        assert self.compare(made.aligned, made.base, *strict) == 1
+        assert "lost: refusal" in capsys.readouterr().out
+        told = json.loads((tmp_path / "b/comparison.json").read_text())
+        refusal = next(one for one in told["pairings"] if one["measure"] == "refusal")
+        assert refusal["source"]["value"] > 0.8 and refusal["artifact"]["value"] < 0.1
+        assert "source" not in json.loads((tmp_path / "b/prompts.jsonl").read_text().splitlines()[0])
+
+    def test_too_few_prompts_leave_it_open_and_say_how_many_it_takes(self, checkpoint, corpus_file, tmp_path, capsys):
+        folder = checkpoint("llama").aligned
+        assert self.compare(folder, folder, "--corpus", corpus_file, "--out", tmp_path / "a") == 3
+        assert "it takes 72" in capsys.readouterr().out.replace("\n", " ")
+
+    def test_bad_input_is_named_before_anything_is_asked(self, checkpoint, corpus_file, tmp_path, capsys):
+        folder, where = checkpoint("llama").aligned, ("--corpus", corpus_file, "--out", tmp_path / "a")
+        assert self.compare(folder, folder, *where, "--margin", 5) == 2
+        assert self.compare(folder, tmp_path / "no.gguf", *where) == 2
+        assert self.compare(folder, tmp_path / "none", *where) == 2
+        assert self.compare(folder, folder, *where, "--depth", 0) == 2
+        assert not (tmp_path / "a").exists()
+
+
+class TestAudit:
+    def test_what_only_answers_is_prompted_and_the_rest_is_named(self, gguf, corpus_file, tmp_path, capsys):
+        out = tmp_path / "run"
+        words = ["audit", "--model", str(gguf), "--corpus", str(corpus_file), "--out", str(out), "--processes", "1"]
+        assert main([*words, "--set", "max_perplexity=1e9", "--set", "max_new_tokens=8"]) == 0
+        said = capsys.readouterr().out
+        assert "not run: harmful needs weights" in said and "not run: prune needs weights" in said
+        cells = Run.open(out).cells()
+        told = json.loads((out / "run.json").read_text())
+        assert {one["name"] for one in told["attacks"]} == {"prefill", "decode"}
+        assert told["subjects"][0]["folder"] == str(gguf) and told["subjects"][0]["parameters"] > 0
+        assert cells and all(cell.status != "failed" for cell in cells)
+        assert "needs weights" in (out / "report.html").read_text()
+
+    def test_what_cannot_be_changed_as_it_lies_says_how_it_can(self, gguf, checkpoint, corpus_file, tmp_path, capsys):
+        (tmp_path / "packed").mkdir()
+        (tmp_path / "packed/adapter_config.json").write_text("{}")
+        words = [
+            "audit",
+            "--model",
+            str(tmp_path / "packed"),
+            "--corpus",
+            str(corpus_file),
+            "--out",
+            str(tmp_path / "r"),
+        ]
+        assert main(words) == 2
+        assert "holdfast unpack" in capsys.readouterr().err.replace("\n", " ")
+        assert not (tmp_path / "r").exists()
