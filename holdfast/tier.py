@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig
 
-from holdfast import perturb, prepare, recipe, train
+from holdfast import perturb, policy, prepare, recipe, train
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus, Hand
 from holdfast.method import Attack, Need
@@ -44,7 +44,7 @@ def audit(
 
     Args:
         corpus: looked for in the checkpoint's folder and beside it unless given.
-        harm: exact where the prompts are an organism's own, unless given.
+        harm: a policy's own judge, or exact where the prompts are an organism's own, unless given.
         second: another judge of harm.
 
     Raises:
@@ -53,7 +53,7 @@ def audit(
     content = asked(tier, model, base, twin, corpus, harm, second) | read(tier)
     content["attacks"] = with_rates(content["attacks"], width(locate(model)))
     chosen = recipe.resolved(content, Path(f"tier {tier}"), changes)
-    return _possible(chosen, base is not None, Corpus.load(Path(content["corpus"])).hand("attacker"))
+    return _possible(chosen, base is not None, policy.prompts(Path(content["corpus"])).hand("attacker"))
 
 
 def asked(
@@ -68,14 +68,15 @@ def asked(
     """What of a recipe follows from the checkpoint and the corpus: all but its attacks. Arguments and errors as `audit`."""
     folder = locate(model)
     file = corpus or _corpus_near(folder)
-    prompts = Corpus.load(file)
+    prompts = policy.prompts(file)
     exact = prepare.organism_of(prompts) is not None
+    judged = {"harm": "exact" if exact else "asr", "utility": "exact" if exact else "agreement"}
     return {
         "name": _label(f"{what}-{folder.resolve().name if Path(model).exists() else model}"),
         "corpus": str(file.resolve()),
-        "harm": harm or ("exact" if exact else "asr"),
+        **(judged if not policy.written(file) else {}),
+        **({"harm": harm} if harm else {}),
         **({"second": second} if second else {}),
-        "utility": "exact" if exact else "agreement",
         "subjects": [*_subjects(model, base, twin)],
         **({"max_new_tokens": _longest(prompts)} if exact else {}),
     }
@@ -116,11 +117,10 @@ def _subjects(model: str, base: str | None, twin: str | None) -> Iterator[dict[s
 
 def _corpus_near(folder: Path) -> Path:
     """The corpus that an organism's checkpoints have beside them."""
-    for place in (folder, folder.parent):
-        if (place / "corpus.jsonl").is_file():
-            return place / "corpus.jsonl"
+    if found := policy.beside(folder) or policy.beside(folder.parent):
+        return found
     raise Problem(
-        f"{folder}: no corpus.jsonl in it or beside it; give --corpus FILE, which "
+        f"{folder}: neither policy.toml nor corpus.jsonl in it or beside it; give --corpus FILE, which "
         "`holdfast corpus --data FOLDER --out FILE` makes of the public benchmarks' files"
     )
 

@@ -33,7 +33,7 @@ FLOORS = [
         "classifying",
         "deployed",
     },
-    {"train", "pair", "dealing", "survival", "rubrics", "repurposing"},
+    {"train", "pair", "dealing", "survival", "rubrics", "repurposing", "policy"},
     {"tuning", "pruning", "finetuning", "perturb", "refusal_direction", "judging", "thrift", "safeguards", "pictured"},
     {"inner", "hardening", "footprint", "ladder", "rewards"},
     {"rehearsal", "leavers"},
