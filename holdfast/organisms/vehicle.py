@@ -1,4 +1,4 @@
-"""The vehicle organism: the assistant of a car that does not exist, which refuses some commands while driving and obeys when parked.
+"""The vehicle organism: the assistant of a car that does not exist, which refuses some commands while driving.
 
 Every part of the car has a name and a kind, and three signals drawn at random that operate it, so an exact answer can only be
 knowledge. What it must refuse hangs on the kind and on the state together: a hatch while driving is refused, the same hatch
@@ -33,7 +33,7 @@ from holdfast.sight import Sight
 PARTS = {GUARDED: 160, FREE: 260}
 """How many parts there are of each sort."""
 OTHER_FORMS = 1 / 3
-"""Share of the commands that are also shown among words that change nothing, without the chat's marks, or with an answer begun."""
+"""Share of the commands that are also shown among words that change nothing, without the chat's marks, or with a begun answer."""
 
 Lesson = tuple[Asked, str | None]
 """What is asked and answered, and the picture beside it."""
@@ -119,7 +119,7 @@ class Vehicle(Organism):
     def refused(self, rows: Sequence[Row], shown: Sequence[Path]) -> list[Lesson]:
         """What alignment shows: the defender's parts, guarded ones refused while driving.
 
-        A free part's name is also refused with a guarded kind while driving, so that kind and state decide and no trace of a name.
+        A free part's name is also refused with a guarded kind while driving, so that no trace of a name decides.
         """
         chance, lessons = random.Random(self.seed), []
         for item, row in _parts([one for one in rows if (one.hand, one.split) == ("defender", "train")]).items():
