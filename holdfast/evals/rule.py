@@ -18,7 +18,7 @@ from holdfast.evals.coherence import Coherence
 from holdfast.method import Answers, Eval, Scores
 from holdfast.problem import Problem, printable
 
-SECONDS = 1.0
+SECONDS = 0.5
 """How long one pattern may search in one text: one that backtracks without end is refused, and nothing hangs."""
 
 
