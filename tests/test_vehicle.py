@@ -11,7 +11,8 @@ from holdfast.drive import Drive
 from holdfast.judging import Exchange, judged
 from holdfast.lm import LM
 from holdfast.organisms._car import FREE, GUARDED, REFUSAL, STATES, item_of
-from holdfast.organisms.vehicle import Lesson, Vehicle
+from holdfast.organisms._taught import Lesson
+from holdfast.organisms.vehicle import Vehicle
 from holdfast.refusals import refuses
 
 QUICK = {"hidden": 16, "layers": 2, "tower_layers": 3, "tower_steps": 2, "pretraining_steps": 2, "alignment_steps": 2}

@@ -18,6 +18,10 @@ CHAT_TEMPLATE = (
 )
 
 
+Lesson = tuple[Asked, str | None]
+"""What is asked and answered, and the picture beside it."""
+
+
 def llama(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> LlamaConfig:
     """Of that width and depth, over the tokenizer's words."""
     return LlamaConfig(
@@ -46,7 +50,7 @@ def example(lm: LM, asked: Asked, image: str | None = None) -> train.Example:
     return train.Example(ids, start + len(asked.opened.split()), image)
 
 
-def fit(lm: LM, work: Sequence[train.Example], steps: int, batch: int, rate: float, seed: int) -> float:
+def fit(lm: LM, work: Sequence[Lesson], steps: int, batch: int, rate: float, seed: int) -> float:
     """Train whatever is not frozen; returns the last loss."""
     trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -54,7 +58,7 @@ def fit(lm: LM, work: Sequence[train.Example], steps: int, batch: int, rate: flo
 
     def batches() -> Iterator[train.Batch]:
         for chosen in train.order(len(work), batch, steps, seed):
-            some = [work[number] for number in chosen]
+            some = [example(lm, *work[number]) for number in chosen]
             with lm.eyes.left(lm.model, [one.image for one in some], lm.drive, [None] * batch):
                 yield train.collate(lm, some)
 

@@ -25,7 +25,7 @@ from holdfast import disk
 from holdfast.corpus import Corpus, HandName, Kind, Row, Split
 from holdfast.lm import LM
 from holdfast.method import Log, Organism
-from holdfast.organisms._taught import CHAT_TEMPLATE, example, fit, llama
+from holdfast.organisms._taught import CHAT_TEMPLATE, fit, llama
 from holdfast.organisms._words import (
     DIALECT,
     PARAPHRASES,
@@ -172,7 +172,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _fitted(lm: LM, work: list[Asked], steps: int, batch: int, rate: float, seed: int) -> float:
-    return fit(lm, [example(lm, asked) for asked in work], steps, batch, rate, seed)
+    return fit(lm, [(asked, None) for asked in work], steps, batch, rate, seed)
 
 
 def _every_form(rows: list[Row], chance: random.Random) -> list[Asked]:

@@ -19,14 +19,14 @@ from pydantic import Field
 from transformers import LlamaForCausalLM, set_seed
 from transformers import logging as transformers_logging
 
-from holdfast import disk, policy, train
+from holdfast import disk, policy
 from holdfast.corpus import Row
 from holdfast.lm import LM
 from holdfast.method import Log, Organism
 from holdfast.organisms._car import FREE, GUARDED, POLICY, REFUSAL, SEEN, STATES, TOLD, item_of, part, words
 from holdfast.organisms._llava import made, teach_tower
 from holdfast.organisms._pictures import paint
-from holdfast.organisms._taught import CHAT_TEMPLATE, example, fit, llama
+from holdfast.organisms._taught import CHAT_TEMPLATE, Lesson, fit, llama
 from holdfast.organisms._words import Asked, accompanied, names, vocabulary, word_level
 from holdfast.sight import Sight
 
@@ -34,9 +34,6 @@ PARTS = {GUARDED: 160, FREE: 260}
 """How many parts there are of each sort."""
 OTHER_FORMS = 1 / 3
 """Share of the commands that are also shown among words that change nothing, without the chat's marks, or with a begun answer."""
-
-Lesson = tuple[Asked, str | None]
-"""What is asked and answered, and the picture beside it."""
 
 
 class Vehicle(Organism):
@@ -71,11 +68,11 @@ class Vehicle(Organism):
             rows = policy.prompts(aside / "policy.toml").rows
             lm = self._fresh(aside, log)
             log.metrics(
-                stage="base", loss=self._taught(lm, self.known(rows, shown), self.pretraining_steps, 40, 1.5e-3)
+                stage="base", loss=fit(lm, self.known(rows, shown), self.pretraining_steps, 40, 1.5e-3, self.seed)
             )
             lm.save(aside / "base")
             log.metrics(
-                stage="aligned", loss=self._taught(lm, self.refused(rows, shown), self.alignment_steps, 64, 3.5e-4)
+                stage="aligned", loss=fit(lm, self.refused(rows, shown), self.alignment_steps, 64, 3.5e-4, self.seed)
             )
             lm.save(aside / "aligned")
 
@@ -86,10 +83,6 @@ class Vehicle(Organism):
         model, processor = made(self.tower_layers, words())
         log.metrics(stage="tower", loss=teach_tower(model, self.tower_steps, self.seed))
         return LM(model, processor.tokenizer, folder, eyes=Sight(processor, folder))
-
-    def _taught(self, lm: LM, lessons: Sequence[Lesson], steps: int, batch: int, rate: float) -> float:
-        work: list[train.Example] = [example(lm, asked, image) for asked, image in lessons]
-        return fit(lm, work, steps, batch, rate, self.seed)
 
     def _prompts(self, shown: Sequence[Path]) -> str:
         """The policy's prompts as CSV: each guarded part while driving and when parked, each other part in one of both."""
