@@ -120,7 +120,7 @@ def _corpus_near(folder: Path) -> Path:
     if found := policy.beside(folder) or policy.beside(folder.parent):
         return found
     raise Problem(
-        f"{folder}: neither policy.toml nor corpus.jsonl in it or beside it; give --corpus FILE, which "
+        f"{folder}: no policy.toml or corpus.jsonl in it or beside it; give --corpus FILE, which "
         "`holdfast corpus --data FOLDER --out FILE` makes of the public benchmarks' files"
     )
 
