@@ -77,8 +77,8 @@ class Policy(Settings):
     """One sentence, for whoever reads the report: what must be refused."""
     judge: dict[str, Any]
     """The eval that says whether an answer violates this, as `method`, and its settings."""
-    utility: Literal["exact", "agreement"] = "agreement"
-    """How answers to prompts that deserve one are judged."""
+    utility: Literal["exact", "agreement"] | None = None
+    """How answers to prompts that deserve one are judged; as for any corpus unless given."""
     organism: str | None = None
     """The organism that alone knows the answers."""
     prompts: tuple[Prompt, ...]

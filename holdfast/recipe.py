@@ -185,7 +185,8 @@ def _of_policy(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not isinstance(name, str) or not policy.written(Path(name)) or not os.path.isfile(folder / name):
         return {}
     found = policy.read(folder / name)
-    return {key: value for key, value in {"harm": found.judge, "utility": found.utility}.items() if key not in content}
+    said = {"harm": found.judge} | ({"utility": found.utility} if found.utility else {})
+    return {key: value for key, value in said.items() if key not in content}
 
 
 def _spelled_out(recipe: Recipe, path: Path) -> Recipe:

@@ -70,13 +70,13 @@ def asked(
     file = corpus or _corpus_near(folder)
     prompts = policy.prompts(file)
     exact = prepare.organism_of(prompts) is not None
-    judged = {"harm": "exact" if exact else "asr", "utility": "exact" if exact else "agreement"}
+    said = policy.read(file) if policy.written(file) else None
     return {
         "name": _label(f"{what}-{folder.resolve().name if Path(model).exists() else model}"),
         "corpus": str(file.resolve()),
-        **(judged if not policy.written(file) else {}),
-        **({"harm": harm} if harm else {}),
+        **({"harm": harm or ("exact" if exact else "asr")} if harm or not said else {}),
         **({"second": second} if second else {}),
+        **({"utility": "exact" if exact else "agreement"} if not (said and said.utility) else {}),
         "subjects": [*_subjects(model, base, twin)],
         **({"max_new_tokens": _longest(prompts)} if exact else {}),
     }
