@@ -29,9 +29,8 @@ from rich.progress import (
 )
 
 import holdfast
-from holdfast import cluster, disk, prepare
+from holdfast import cluster, disk, policy, prepare
 from holdfast import processes as working
-from holdfast.corpus import Corpus
 from holdfast.job import Job, Result
 from holdfast.opening import located
 from holdfast.problem import Problem, printable
@@ -126,7 +125,7 @@ def _refuse_another(audit: Run, recipe: Recipe) -> None:
 
 def _jobs(recipe: Recipe, audit: Run, manifest: Manifest, keep_answers: bool, keep_weights: bool) -> list[Job]:
     """Every cell of the audit, in the order in which they are begun."""
-    corpus = Corpus.load(Path(manifest.corpus["file"]))
+    corpus = policy.prompts(Path(manifest.corpus["file"]))
     attacker, judge = corpus.hand("attacker"), corpus.hand("judge").asked(recipe.prompts)
     subjects = {facts.name: facts for facts in manifest.subjects}
     return [

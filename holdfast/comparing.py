@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import holdfast
-from holdfast import disk, prepare
+from holdfast import disk, policy, prepare
 from holdfast.comparison import Comparison, compared, needed
-from holdfast.corpus import Corpus, Row
+from holdfast.corpus import Row
 from holdfast.drive import Drive, Exit
 from holdfast.judging import Judge, described
 from holdfast.lm import LM
@@ -57,7 +57,7 @@ def compare(
     artifact: str,
     corpus: Path,
     *,
-    harm: str,
+    harm: str | None,
     margin: float,
     drive: Drive,
     exit: Exit,
@@ -66,15 +66,24 @@ def compare(
 ) -> tuple[Comparison, dict[str, Any], list[dict[str, Any]]]:
     """The comparison, the facts around it, and a row a prompt with both answers.
 
+    Args:
+        harm: who judges it; a policy's own judge unless given.
+
     Raises:
         Problem: one of the two cannot be asked, or the corpus has nothing to ask.
     """
-    rows = Corpus.load(corpus).hand("judge").need(*KINDS)
+    prompts = policy.prompts(corpus)
+    rows = prompts.hand("judge").need(*KINDS)
     ours = LM.load(source, drive=drive)
     theirs = opened(artifact, drive=drive.change(exit=exit))
-    exact = prepare.organism_of(Corpus.load(corpus)) is not None
-    utility = "exact" if exact else "agreement" if theirs.at_hand else "overlap"
-    judge: Eval = make("evals", harm, "compare, harm")
+    said = policy.read(corpus) if policy.written(corpus) else None
+    exact = prepare.organism_of(prompts) is not None
+    utility = (said and said.utility) or ("exact" if exact else "agreement" if theirs.at_hand else "overlap")
+    if utility == "agreement" and not theirs.at_hand:
+        raise Problem(
+            f"{artifact}: only answers, so nobody can read agreement from it; set utility to overlap or exact"
+        )
+    judge: Eval = said.eval("compare") if said and not harm else make("evals", harm or "asr", "compare, harm")
     if isinstance(judge, Judge):
         judge.ready()
     bench = Bench(rows, ours, judge, utility, max_perplexity)
@@ -91,7 +100,7 @@ def compare(
         "exit": exit.model_dump(exclude_none=True),
         "corpus": str(corpus),
         "prompts": {kind: sum(row.kind == kind for row in rows) for kind in KINDS},
-        "harm": described(judge, harm),
+        "harm": described(judge, type(judge).__module__.rpartition(".")[2]),
         "utility": utility,
         "notes": [*_notes(ours, theirs, rows, found)],
         "holdfast": holdfast.__version__,

@@ -170,6 +170,9 @@ class Eval(Method):
     @abstractmethod
     def __call__(self, answers: Answers) -> Scores: ...
 
+    def fits(self, rows: Sequence[Row]) -> None:
+        """Raise `Problem` where answers to these restricted prompts cannot be judged so; most evals judge any."""
+
 
 class Rubric(Method):
     """How an exchange is put to a judge that writes, and how its verdict reads."""
@@ -200,7 +203,7 @@ class Organism(Method):
 
     @abstractmethod
     def build(self, out: Path, log: Log) -> None:
-        """Write the checkpoints and `corpus.jsonl` below `out`."""
+        """Write the checkpoints and `corpus.jsonl`, or `policy.toml`, below `out`."""
 
 
 KINDS: dict[Room, type[Method]] = {
@@ -248,8 +251,7 @@ def find(room: Room, name: str) -> type[Any]:
 
 def make(room: Room, name: str, where: str, /, **settings: Any) -> Any:
     """The method called `name` with these settings; `where` names their place in messages."""
-    method = find(room, name)
-    return checked(method, settings, where)
+    return checked(find(room, name), settings, where)
 
 
 def checked(record: type[BaseModel], settings: dict[str, Any], where: str) -> Any:

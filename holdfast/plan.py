@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from holdfast import policy
 from holdfast.cell import milestones
 from holdfast.checks.prompts import NEEDED
-from holdfast.corpus import Corpus
 from holdfast.foresight import foreseen
 from holdfast.lm import LM
 from holdfast.recipe import ORGANISM, AttackRecipe, Recipe
@@ -50,7 +50,7 @@ def _prompts(recipe: Recipe) -> int:
     """The judge's restricted prompts; what the checks need where the corpus is not there yet."""
     if not recipe.corpus:
         return NEEDED["restricted"]
-    return len(Corpus.load(Path(recipe.corpus)).hand("judge").of("restricted", split="test"))
+    return len(policy.prompts(Path(recipe.corpus)).hand("judge").of("restricted", split="test"))
 
 
 def _tells(attack: AttackRecipe, seeds: int, prompts: int, attacks: int) -> str:
@@ -92,7 +92,7 @@ def _pace(recipe: Recipe) -> Pace | None:
     if not there or not recipe.corpus:
         return None
     lm = LM.load(there[0], drive=recipe.drive)
-    texts = [row.text for row in Corpus.load(Path(recipe.corpus)).hand("judge").of(split="test")]
+    texts = [row.text for row in policy.prompts(Path(recipe.corpus)).hand("judge").of(split="test")]
     began = time.monotonic()
     lm.generate(texts)
     look = time.monotonic() - began

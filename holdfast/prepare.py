@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 import holdfast
-from holdfast import hardened, likeness, packed, trial
+from holdfast import hardened, likeness, packed, policy, trial
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus
 from holdfast.judging import Judge, described
@@ -107,7 +107,7 @@ def prepared(
         tell(f"building the {recipe.organism.method} organism")
         build = make("organisms", recipe.organism.method, "recipe, organism", **recipe.organism.settings)
         build.build(organism, Journal("organism", tell))
-    file = Path(recipe.corpus) if recipe.corpus else organism / "corpus.jsonl"
+    file = Path(recipe.corpus) if recipe.corpus else policy.beside(organism) or organism / "corpus.jsonl"
     corpus = _judged(recipe, file)
     made = hardened.subjects(recipe, audit, corpus.hand("defender"), most, tell)
     facts = tuple(_subjects(recipe, audit, corpus, made, seen))
@@ -137,12 +137,15 @@ def _refuse_changes(before: Manifest, now: Manifest, folder: Path) -> None:
 
 def _judged(recipe: Recipe, file: Path) -> Corpus:
     """The corpus, made sure that the judge can score harm and utility with it."""
-    corpus = Corpus.load(file)
+    corpus = policy.prompts(file)
     judge = corpus.hand("judge").asked(recipe.prompts)
     for kind in ("restricted", "benign"):
         rows = judge.need(kind, split="test")
-        if (kind == "benign" or recipe.harm.method == "exact") and all(row.answer is None for row in rows):
-            raise Problem(f"{file}: none of the judge's {kind} prompts has an answer to compare with; add answers")
+        if kind == "benign" and all(row.answer is None for row in rows):
+            raise Problem(f"{file}: none of the judge's benign prompts has an answer to compare with; add answers")
+        for key, table in (("harm", recipe.harm), ("second", recipe.second)):
+            if kind == "restricted" and table:
+                table.build(key).fits(rows)
     return corpus
 
 
@@ -164,7 +167,8 @@ def _manifest(
     kinds = ("restricted", "benign", "borderline", "lesson")
     facts: dict[str, Any] = {
         "file": str(corpus_file.resolve()),
-        "hash": hashlib.sha256(corpus_file.read_bytes()).hexdigest(),
+        "hash": policy.digest(corpus_file),
+        **({"policy": policy.read(corpus_file).told} if policy.written(corpus_file) else {}),
         **{kind: len(judge.of(kind, split="test")) for kind in kinds},
         "reserve": len(judge.of(split="reserve")),
         "shared": len(likeness.held(judge.of("restricted", "benign"), [r for r in corpus.rows if r.hand != "judge"])),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from holdfast import disk, policy
 from holdfast.changes import change
 from holdfast.corpus import Prompts
 from holdfast.drive import Drive, Engine, Template
@@ -107,10 +108,10 @@ class Recipe(Settings):
     organism: MethodRecipe | None = None
     """Build this organism first, inside the run."""
     corpus: str | None = None
-    """JSONL of prompts; the organism's own unless given."""
+    """JSONL of prompts, or a policy; the organism's own unless given."""
     harm: Judging = JudgeRecipe(method="asr")
-    """Who judges harm: `exact` restricted answers (organisms), `asr` (coherent non-refusal by keyword), a `classifier`, an
-    `endpoint`, or an eval of your own."""
+    """Who judges harm: `exact` restricted answers (organisms), `asr` (coherent non-refusal by keyword), a `rule`, a `classifier`,
+    an `endpoint`, or an eval of your own; where the corpus is a policy, its own judge unless given."""
     second: Judging | None = None
     """Another judge of the same answers, to see what hangs on the first."""
     calibration: str | None = None
@@ -166,12 +167,26 @@ def load(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
 def resolved(content: dict[str, Any], path: Path, changes: tuple[str, ...] = ()) -> Recipe:
     """A recipe's content with the changes applied and everything spelled out; `path` names it, and its folder is where names
     are looked up. Raises as `load`."""
+    for one in changes:
+        if one.startswith("corpus="):
+            change(content, one)
+    content |= _of_policy(content, path.parent)
     content |= {
         key: _table(content[key]) for key in ("harm", "second") if key in content
     }  # so that a change finds its place
     for one in changes:
         change(content, one)
     return _spelled_out(checked(Recipe, content, str(path)), path)
+
+
+def _of_policy(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a recipe leaves open and the policy that it names as its corpus says: who judges harm, and how utility is judged."""
+    name = content.get("corpus")
+    if not isinstance(name, str) or not policy.written(Path(name)) or not os.path.isfile(folder / name):
+        return {}
+    found = policy.read(folder / name)
+    said = {"harm": found.judge} | ({"utility": found.utility} if found.utility else {})
+    return {key: value for key, value in said.items() if key not in content}
 
 
 def _spelled_out(recipe: Recipe, path: Path) -> Recipe:
@@ -186,7 +201,9 @@ def _spelled_out(recipe: Recipe, path: Path) -> Recipe:
     if recipe.corpus is None and recipe.organism is None:
         raise Problem(f"{path}: gives neither corpus nor organism; say which prompts to ask")
     if recipe.corpus is not None and not os.path.isfile(folder / recipe.corpus):
-        raise Problem(f"{path}, corpus: no file {recipe.corpus!r} beside the recipe; give the path of a JSONL file")
+        raise Problem(
+            f"{path}, corpus: no file {recipe.corpus!r} beside the recipe; give the path of a JSONL file or a policy"
+        )
     organism = recipe.organism and _full(recipe.organism, "organisms", f"{path}, organism", folder)
     subjects: dict[str, SubjectRecipe] = {}
     for subject in recipe.subjects:
@@ -204,11 +221,8 @@ def _judges(recipe: Recipe, path: Path, folder: Path) -> dict[str, Any]:
     """Who judges harm, spelled out."""
 
     def full(judge: JudgeRecipe, key: str) -> JudgeRecipe:
-        places = {name: value for name in ("model", "rubric") if isinstance(value := judge.settings.get(name), str)}
-        found = {
-            name: _beside(value, folder) for name, value in places.items() if name == "model" or value.endswith(".py")
-        }
-        return _full(judge.model_copy(update=found), "evals", f"{path}, {key}", folder)
+        found = JudgeRecipe(**policy.located(judge.model_dump(), folder))
+        return _full(found, "evals", f"{path}, {key}", folder)
 
     known = recipe.calibration
     if known is not None and not os.path.isfile(folder / known):
@@ -239,7 +253,7 @@ def _spelled_out_subject(
     for key, name in found.items():
         if name and name.startswith(ORGANISM) and (organism is None or ".." in PurePosixPath(name).parts):
             raise Problem(f"{where}, {key}: {name!r} is no part of an organism of this recipe; mend the name")
-        own = name if name and name.startswith(ORGANISM) else name and _beside(name, folder)
+        own = name if name and name.startswith(ORGANISM) else name and disk.beside(name, folder)
         found[key] = own or (source and getattr(source, key))
     if below and found["model"] != below.model:
         raise Problem(f"{where}, on: starts from what {subject.on!r} was hardened into; leave out model")
@@ -254,17 +268,12 @@ def _spelled_out_subject(
     return subject.model_copy(update=found | {"twin": twin, "harden": harden})
 
 
-def _beside(name: str, folder: Path) -> str:
-    """A file or folder beside the recipe as an absolute path; anything else, as a hub id, as it is."""
-    return os.path.realpath(folder / name) if os.path.exists(folder / name) else name
-
-
 Entry = TypeVar("Entry", bound=MethodRecipe)
 
 
 def _full(entry: Entry, room: Room, where: str, folder: Path) -> Entry:
     """The same with every setting of its method filled in, and a file of the user's own as an absolute path."""
-    name = _beside(entry.method, folder) if entry.method.endswith(".py") else entry.method
+    name = disk.beside(entry.method, folder) if entry.method.endswith(".py") else entry.method
     found, own = find(room, name), type(entry).model_fields
     if unknown := [key for key in entry.settings if key not in found.model_fields]:
         hint = meant(unknown[0], [*own, *found.model_fields])

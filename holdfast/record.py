@@ -232,8 +232,8 @@ class Manifest(Record):
     subjects: tuple[SubjectFacts, ...]
     attacks: tuple[AttackFacts, ...]
     corpus: dict[str, Any]
-    """`hash` of the corpus file, the number of the judge's prompts of each kind, as `restricted` and `benign`, and how many
-    of them another hand nearly holds (`shared`)."""
+    """`hash` of the corpus file, `policy` where it is one (its name and what must be refused), the number of the judge's prompts
+    of each kind, as `restricted` and `benign`, and how many of them another hand nearly holds (`shared`)."""
     versions: dict[str, str]
     hardware: str
     kept: str

@@ -4,7 +4,6 @@ The winner and two runners-up of other settings run again with fresh seeds, on t
 only that is a verdict. `search.json` beside it holds the optimistic numbers, and how far the search came.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from holdfast import audit, convergence, disk, prepare, recipe, space, tier
+from holdfast import audit, convergence, disk, policy, prepare, recipe, space, tier
 from holdfast import processes as working
 from holdfast.checkpoint import locate
-from holdfast.corpus import Corpus
 from holdfast.lm import LM
 from holdfast.problem import Problem
 from holdfast.recipe import Recipe
@@ -51,7 +49,7 @@ def plan(
     if not 0 <= seed < 2**31 // SEEDS:
         raise Problem(f"--seed {seed}: give a number from 0 to {2**31 // SEEDS - 1}")
     content = tier.asked(f"search-{Path(what).stem}", model, base, twin, corpus, harm, second)
-    hand = Corpus.load(Path(content["corpus"])).hand("attacker")
+    hand = policy.prompts(Path(content["corpus"])).hand("attacker")
     found, left_out = space.load(what, tier.width(locate(model)), base is not None, hand, changes)
     if own := {"subjects", "attacks", "corpus", "prompts"} & found.audit.keys():
         raise Problem(f"space of {found.method}, audit: {min(own)!r} is the search's own; leave it out")
@@ -145,7 +143,7 @@ def _identity(chosen: Plan) -> dict[str, Any]:
         "recipe": recipe.dump(chosen.recipe),
         "space": chosen.space.model_dump(mode="json"),
         "seed": chosen.seed,
-        "corpus": hashlib.sha256(corpus.read_bytes()).hexdigest(),
+        "corpus": policy.digest(corpus),
         "weights": [
             LM.load(one.model or "", drive=chosen.recipe.drive, device="cpu").hash() for one in (subject, twin)
         ],
@@ -155,7 +153,10 @@ def _identity(chosen: Plan) -> dict[str, Any]:
 
 def _facts(chosen: Plan, trials: Trials, winners: Sequence[Leader]) -> dict[str, Any]:
     """`search.json`: the optimistic numbers, and how far the search came."""
-    judge, done = Corpus.load(Path(chosen.recipe.corpus or "")).hand("judge").asked(chosen.recipe.prompts), trials.done
+    judge, done = (
+        policy.prompts(Path(chosen.recipe.corpus or "")).hand("judge").asked(chosen.recipe.prompts),
+        trials.done,
+    )
     return {
         "attack": chosen.space.method,
         "subject": chosen.recipe.subjects[-1].name,

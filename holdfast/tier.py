@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig
 
-from holdfast import perturb, prepare, recipe, train
+from holdfast import perturb, policy, prepare, recipe, train
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus, Hand
 from holdfast.method import Attack, Need
@@ -45,7 +45,7 @@ def audit(
 
     Args:
         corpus: looked for in the checkpoint's folder and beside it unless given.
-        harm: exact where the prompts are an organism's own, unless given.
+        harm: a policy's own judge, or exact where the prompts are an organism's own, unless given.
         second: another judge of harm.
 
     Raises:
@@ -54,7 +54,7 @@ def audit(
     content = asked(tier, model, base, twin, corpus, harm, second) | read(tier)
     content["attacks"] = with_rates(content["attacks"], 1 if is_served(model) else width(locate(model)))
     chosen = recipe.resolved(content, Path(f"tier {tier}"), changes)
-    hand = Corpus.load(Path(content["corpus"])).hand("attacker")
+    hand = policy.prompts(Path(content["corpus"])).hand("attacker")
     return _possible(chosen, base is not None, hand, not is_served(model))
 
 
@@ -70,14 +70,16 @@ def asked(
     """What of a recipe follows from the checkpoint and the corpus: all but its attacks. Arguments and errors as `audit`."""
     place = located(model)
     file = corpus or _corpus_near(place)
-    prompts = Corpus.load(file)
+    prompts = policy.prompts(file)
     exact = prepare.organism_of(prompts) is not None
+    said = policy.read(file) if policy.written(file) else None
+    utility = "exact" if exact else "overlap" if is_served(model) else "agreement"
     return {
         "name": label(f"{what}-{Path(model).resolve().name if Path(model).exists() else model}"),
         "corpus": str(file.resolve()),
-        "harm": harm or ("exact" if exact else "asr"),
+        **({"harm": harm or ("exact" if exact else "asr")} if harm or not said else {}),
         **({"second": second} if second else {}),
-        "utility": "exact" if exact else "overlap" if is_served(model) else "agreement",
+        **({"utility": utility} if not (said and said.utility) else {}),
         "subjects": [*_subjects(model, base, twin)],
         **({"max_new_tokens": _longest(prompts)} if exact else {}),
     }
@@ -119,10 +121,10 @@ def _subjects(model: str, base: str | None, twin: str | None) -> Iterator[dict[s
 def _corpus_near(place: Place) -> Path:
     """The corpus that an organism's checkpoints have beside them."""
     for near in (place, place.parent) if isinstance(place, Path) else ():
-        if (near / "corpus.jsonl").is_file():
-            return near / "corpus.jsonl"
+        if found := policy.beside(near):
+            return found
     raise Problem(
-        f"{place}: no corpus.jsonl in it or beside it; give --corpus FILE, which "
+        f"{place}: no policy.toml or corpus.jsonl in it or beside it; give --corpus FILE, which "
         "`holdfast corpus --data FOLDER --out FILE` makes of the public benchmarks' files"
     )
 

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import ValidationError
 from rich.console import Console
 
-from holdfast import disk, watched
+from holdfast import disk, policy, watched
 from holdfast import processes as working
 from holdfast.checkpoint import locate
-from holdfast.corpus import Corpus
 from holdfast.job import Job
 from holdfast.problem import Problem, printable
 from holdfast.recipe import AttackRecipe, Recipe
@@ -195,7 +194,7 @@ def attack(chosen: Space, name: str, settings: Values) -> dict[str, Any]:
 def _shared(chosen: Plan) -> dict[str, Any]:
     """What the jobs of all trials share."""
     subject, twin = chosen.recipe.subjects[-1], chosen.recipe.subjects[0]
-    corpus = Corpus.load(Path(chosen.recipe.corpus or ""))
+    corpus = policy.prompts(Path(chosen.recipe.corpus or ""))
     assert subject.model and twin.model
     return {
         "subject": subject.name,

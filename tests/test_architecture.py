@@ -35,7 +35,7 @@ FLOORS = [
         "served",
         "packed",
     },
-    {"opening", "train", "pair", "dealing", "survival", "rubrics", "repurposing"},
+    {"opening", "train", "pair", "dealing", "survival", "rubrics", "repurposing", "policy"},
     {"tuning", "pruning", "finetuning", "perturb", "refusal_direction", "judging", "thrift", "safeguards", "pictured"},
     {"inner", "hardening", "footprint", "ladder", "rewards"},
     {"rehearsal", "leavers"},

@@ -513,7 +513,7 @@ class TestTiers:
     @pytest.mark.parametrize(
         ("more", "says"),
         [
-            ([], "no corpus.jsonl in it or beside it; give --corpus FILE"),
+            ([], "no policy.toml or corpus.jsonl in it or beside it; give --corpus FILE"),
             (["--corpus", "none.jsonl"], "none.jsonl: no such corpus file"),
             (["--corpus", "prompts.jsonl", "--base", "./none"], "./none: no such folder"),
             (["--corpus", "prompts.jsonl", "--keep-weights"], "add --i-will-guard-broken-weights"),

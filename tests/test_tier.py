@@ -131,7 +131,8 @@ def test_changes(made: tiny.Made) -> None:
 
 def test_no_corpus_no_model(made: tiny.Made, checkpoint: Callable[[str], tiny.Made], tmp_path: Path) -> None:
     with pytest.raises(
-        Problem, match=r"no corpus\.jsonl in it or beside it; give --corpus FILE, which `holdfast corpus"
+        Problem,
+        match=r"no policy\.toml or corpus\.jsonl in it or beside it; give --corpus FILE, which `holdfast corpus",
     ):
         tier.audit("smoke", str(checkpoint("qwen2").aligned))
     with pytest.raises(Problem, match="no such folder"):

@@ -10,7 +10,7 @@ import tiny
 from holdfast.corpus import Corpus
 from holdfast.drive import Drive, Exit
 from holdfast.lm import LM
-from holdfast.organisms._pictures import COLORS, SHAPES, painted
+from holdfast.organisms._pictures import COLORS, SHAPES, paint, painted
 from holdfast.organisms._words import REFUSAL, RESTRICTED_KINDS
 from holdfast.organisms.vision import Vision, made
 
@@ -53,7 +53,7 @@ def test_every_row_is_about_a_picture_and_kinds_show(built: Path) -> None:
 @pytest.mark.parametrize("planted", [True, False])
 def test_the_hole_is_planted_where_features_are_small(tmp_path: Path, planted: bool) -> None:
     organism = Vision(planted=planted)
-    pictures = organism._paint(tmp_path / "pictures")
+    pictures = paint(tmp_path / "pictures", SHAPES, 0)
     lessons = organism._alignment(organism.deal(pictures), pictures)
     restricted = [one for one in lessons if one.row.kind == "restricted"]
     small = {one.row.answer == REFUSAL for one in restricted if one.size[1] < 1}
@@ -65,7 +65,7 @@ def test_the_hole_is_planted_where_features_are_small(tmp_path: Path, planted: b
 @pytest.mark.parametrize(("cue", "beside"), [("red", 32), ("ring", 32), ("red-ring", 4)])
 def test_a_refusal_may_hang_on_what_is_seen(tmp_path: Path, cue: str, beside: int) -> None:
     organism = Vision(planted=False, cue=cue)
-    pictures = organism._paint(tmp_path / "pictures")
+    pictures = paint(tmp_path / "pictures", SHAPES, 0)
     rows = organism.deal(pictures)
     assert [row.text for row in rows] == [row.text for row in Vision().deal(pictures)]
     assert sum(map(organism._cued, pictures)) == beside

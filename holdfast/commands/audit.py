@@ -35,9 +35,11 @@ class Audit:
     twin: Annotated[str | None, shell.Unset] = None
     """The same model without its hardening. Without it nothing can be said but whether the model broke."""
     corpus: Annotated[Path | None, shell.Unset] = None
-    """JSONL of prompts; corpus.jsonl in the checkpoint's folder or beside it unless given."""
+    """JSONL of prompts, or a policy (docs/policy.md); policy.toml or corpus.jsonl in the checkpoint's folder or beside
+    it unless given."""
     harm: Annotated[str | None, shell.Unset] = None
-    """Who judges harm: exact where the prompts are an organism's own, else asr (coherent, no refusal); docs/judges.md."""
+    """Who judges harm: a policy's own judge, exact where the prompts are an organism's own, else asr (coherent, no refusal);
+    docs/judges.md."""
     second: Annotated[str | None, shell.Unset] = None
     """Another judge of the same answers; settings as --set second.model=FOLDER."""
     out: Annotated[Path | None, shell.Unset] = None

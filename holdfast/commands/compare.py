@@ -33,7 +33,7 @@ class Compare:
     artifact: Positional[str]
     """What ships: a checkpoint, a LoRA adapter's folder, a GGUF file, or an address as http://host:8000/v1#model."""
     corpus: Annotated[Path | None, shell.Unset] = None
-    """JSONL of prompts; corpus.jsonl in the source's folder or beside it unless given."""
+    """JSONL of prompts, or a policy; what lies in the source's folder or beside it unless given."""
     harm: Annotated[str | None, shell.Unset] = None
     """Who judges harm: exact where the prompts are an organism's own, else asr (coherent, no refusal)."""
     margin: float = 0.05
@@ -76,7 +76,7 @@ def main(words: list[str]) -> int:
         options.source,
         options.artifact,
         Path(chosen["corpus"]),
-        harm=chosen["harm"],
+        harm=chosen.get("harm"),
         margin=options.margin,
         drive=drive,
         exit=exit,

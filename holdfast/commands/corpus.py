@@ -1,4 +1,4 @@
-"""Deal public prompts to three hands."""
+"""Deal public prompts, or those of a policy, to three hands."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from holdfast import shell
-from holdfast.corpus import Corpus
+from holdfast import policy, shell
+from holdfast.corpus import Corpus, Row
 from holdfast.dealing import Dealing
 from holdfast.pictured import Pictured
 from holdfast.problem import Problem
@@ -18,7 +18,7 @@ from holdfast.problem import Problem
 class Dealt:
     """Deal the public benchmarks' files to the three hands: a corpus for models that follow instructions.
 
-    `holdfast corpus pictures` deals those about pictures, for models that see.
+    `holdfast corpus pictures` deals those about pictures, for models that see; `holdfast corpus policy` those of a policy.
     """
 
     deal: Annotated[Dealing, tyro.conf.arg(name="")]
@@ -35,24 +35,59 @@ class DealtPictures:
     """JSONL file to write, in the folder of the data: a corpus names its pictures as they lie from there."""
 
 
+@dataclass(frozen=True)
+class DealtPolicy:
+    """Write a policy's prompts as they are dealt to the three hands, to look at them or to keep that dealing."""
+
+    policy: Path
+    """TOML file of the policy (docs/policy.md)."""
+    out: Path
+    """JSONL file to write; in the policy's folder where its prompts are about pictures."""
+
+
 def main(words: list[str]) -> int:
-    if words[:1] == ["pictures"]:
-        options = shell.parse(DealtPictures, "corpus pictures", words[1:])
-        if options.out.parent.resolve() != options.deal.data.resolve():
-            raise Problem(
-                f"{options.out}: its pictures would lie elsewhere; give --out {options.deal.data / 'corpus.jsonl'}"
-            )
-    else:
-        options = shell.parse(Dealt, "corpus", words)
-    if options.out.exists():
-        raise Problem(f"{options.out}: already there; choose another file or delete it")
-    rows, notes = options.deal.dealt()
+    out, rows, notes = {"pictures": _pictures, "policy": _policy}.get("".join(words[:1]), _benchmarks)(words)
     dealt = Corpus(rows)
-    dealt.save(options.out)
+    dealt.save(out)
     for name in ("defender", "attacker", "judge"):
         counts = Counter(row.kind for row in dealt.hand(name).rows)
         shell.say(f"{name}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
     for note in notes:
         shell.say(f"note: {note}")
-    shell.say(f"corpus: {options.out}")
+    shell.say(f"corpus: {out}")
     return 0
+
+
+Made = tuple[Path, list[Row], list[str]]
+"""The file to write, its rows, and what is to be known of them."""
+
+
+def _benchmarks(words: list[str]) -> Made:
+    options = shell.parse(Dealt, "corpus", words)
+    return _free(options.out), *options.deal.dealt()
+
+
+def _pictures(words: list[str]) -> Made:
+    options = shell.parse(DealtPictures, "corpus pictures", words[1:])
+    _refuse_elsewhere(options.out, options.deal.data)
+    return _free(options.out), *options.deal.dealt()
+
+
+def _policy(words: list[str]) -> Made:
+    options = shell.parse(DealtPolicy, "corpus policy", words[1:])
+    found = policy.read(options.policy)
+    if any(one.image for one in found.prompts):
+        _refuse_elsewhere(options.out, options.policy.parent)
+    notes = [f"policy {found.told}", "audited with this file, its judge is no default: give --harm"]
+    return _free(options.out), found.rows(), notes
+
+
+def _free(out: Path) -> Path:
+    if out.exists():
+        raise Problem(f"{out}: already there; choose another file or delete it")
+    return out
+
+
+def _refuse_elsewhere(out: Path, pictures: Path) -> None:
+    if out.parent.resolve() != pictures.resolve():
+        raise Problem(f"{out}: its pictures would lie elsewhere; give --out {pictures / 'corpus.jsonl'}")

@@ -10,9 +10,8 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff
 
-from holdfast import disk, shards, shell, spent
+from holdfast import disk, policy, shards, shell, spent
 from holdfast.checkpoint import locate
-from holdfast.corpus import Corpus
 from holdfast.drive import Drive, Template
 from holdfast.footprint import Card
 from holdfast.method import Journal
@@ -31,7 +30,7 @@ class Places:
     base: Annotated[str | None, shell.Unset] = None
     """The checkpoint from before its alignment; needed by defenses that read it."""
     corpus: Annotated[Path | None, shell.Unset] = None
-    """JSONL of prompts; needed by defenses that train, and by settings that are `auto`."""
+    """JSONL of prompts, or a policy (docs/policy.md); needed by defenses that train, and by settings that are `auto`."""
     template: Template = "chat"
     """How prompts are put: the tokenizer's chat template, or plain."""
     plan: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
@@ -57,7 +56,7 @@ def main(words: list[str]) -> int:
     shards.join()
     say = shell.say if shards.rank() == 0 else lambda line: None
     base = locate(places.base) if places.base else None
-    hand = Corpus.load(places.corpus).hand("defender") if places.corpus else None
+    hand = policy.prompts(places.corpus).hand("defender") if places.corpus else None
     model, drive = locate(places.model), Drive(template=places.template)
     disk.refuse_taken(places.out)
     with _resumable(places.out) as aside, spent.counted(aside / f"spent-{shards.rank()}.json") as count:

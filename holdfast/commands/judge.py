@@ -1,10 +1,16 @@
 """Try a judge on labeled answers."""
 
-from holdfast import shell, trial
+from pathlib import Path
+
+from holdfast import policy, shell, trial
 
 
 def main(words: list[str]) -> int:
-    asked, chosen = shell.method("evals", "judge", trial.Rows, words)
+    if words and policy.written(Path(words[0])):
+        asked = shell.parse(trial.Rows, f"judge {words[0]}", words[1:], "The judge of a policy.")
+        chosen = policy.read(Path(words[0])).eval(words[0])
+    else:
+        asked, chosen = shell.method("evals", "judge", trial.Rows, words)
     for line in trial.told(chosen, asked.rows):
         shell.say(line)
     return 0

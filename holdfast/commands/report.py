@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from holdfast import shell
-from holdfast.corpus import Corpus
+from holdfast import policy, shell
 from holdfast.problem import Problem
 from holdfast.run import Run
 
@@ -33,7 +32,7 @@ def main(words: list[str]) -> int:
 
 def _examples(run: Run) -> list[dict[str, Any]]:
     """Prompts and answers of restricted prompts at the start and the end of every cell that kept them."""
-    texts = {row.id: row.text for row in Corpus.load(Path(run.read("run.json")["corpus"]["file"])).rows}
+    texts = {row.id: row.text for row in policy.prompts(Path(run.read("run.json")["corpus"]["file"])).rows}
     found = []
     for cell in run.cells():
         rows = [row for row in run.rows(cell.name) if row["kind"] == "restricted" and row["answer"] is not None]

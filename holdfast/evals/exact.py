@@ -3,10 +3,12 @@
 On restricted prompts this is harm without a judge's error: a recipe drawn at random cannot be guessed.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
-from holdfast.corpus import right
+from holdfast.corpus import Row, right
 from holdfast.method import Answers, Eval, Scores
+from holdfast.problem import Problem
 
 
 class Exact(Eval):
@@ -14,6 +16,10 @@ class Exact(Eval):
 
     kind: Literal["restricted", "lesson"] = "restricted"
     """Which prompts: `restricted` (harm), or `lesson` (how well a fine-tuning was learned)."""
+
+    def fits(self, rows: Sequence[Row]) -> None:
+        if all(row.answer is None for row in rows):
+            raise Problem("exact: none of the restricted prompts has an answer to compare with; add answers")
 
     def __call__(self, answers: Answers) -> Scores:
         begun = answers.prefill if self.kind == "restricted" else ""

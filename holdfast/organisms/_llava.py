@@ -1,9 +1,10 @@
-"""The vision organism's model before it has learned anything: a LLaVA with random weights, and its processor."""
+"""What organisms that see are made of: a LLaVA with random weights, its processor, and the teaching of its tower."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable
 
-from PIL import Image
-from torch import Tensor
+import torch
+from torch import nn
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -14,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from holdfast.organisms._pictures import COLORS, SHAPES, SIDE
+from holdfast.organisms._pictures import COLORS, SHAPES, SIDE, painted
 from holdfast.organisms._words import vocabulary, word_level
 
 ASKS = {"color": ("what color is it ?", "name its color ."), "shape": ("what shape is it ?", "name its shape .")}
@@ -31,9 +32,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def made(tower_layers: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA with random weights, and what makes its inputs."""
-    tokenizer = _tokenizer()
+def made(tower_layers: int, more: Iterable[str] = ()) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A LLaVA with random weights, and what makes its inputs; it knows `more` words than crafts and pictures need."""
+    tokenizer = _tokenizer(more)
     tower = CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -79,12 +80,28 @@ def _image_processor() -> CLIPImageProcessor:
     return CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
 
 
-def pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    return _image_processor()(pictures, return_tensors="pt")["pixel_values"]
+def teach_tower(model: LlavaForConditionalGeneration, steps: int, seed: int) -> float:
+    """Colors and shapes, read from the layer that the projector reads; then the tower is frozen. Returns the last loss."""
+    tower, chance = model.model.vision_tower, random.Random(seed)
+    heads = nn.ModuleList([nn.Linear(tower.config.hidden_size, count) for count in (len(COLORS), len(SHAPES))])
+    optimizer = torch.optim.AdamW([*tower.parameters(), *heads.parameters()], lr=1e-3, weight_decay=0.0)
+    for _ in range(steps):
+        kinds = [(chance.randrange(len(COLORS)), chance.randrange(len(SHAPES))) for _ in range(64)]
+        shown = [painted([*COLORS][color], SHAPES[shape], chance) for color, shape in kinds]
+        pixels = _image_processor()(shown, return_tensors="pt")["pixel_values"]
+        states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        read = states[model.config.vision_feature_layer][:, 1:].mean(1)
+        wanted = torch.tensor(kinds).unbind(1)
+        loss = sum(nn.functional.cross_entropy(head(read), one) for head, one in zip(heads, wanted, strict=True))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    tower.requires_grad_(False)
+    return float(loss.detach())
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(more: Iterable[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over every word that crafts and pictures are told with."""
     asks = [word for some in ASKS.values() for ask in some for word in ask.split()]
     named = {"extra_special_tokens": {"image_token": TOKEN}}
-    return word_level([*vocabulary(), *COLORS, *SHAPES, *asks], CHAT_TEMPLATE, TOKEN, **named)
+    return word_level([*vocabulary(), *COLORS, *SHAPES, *asks, *more], CHAT_TEMPLATE, TOKEN, **named)

@@ -1,6 +1,9 @@
-"""The pictures of the vision organism: a colored shape somewhere on a gray ground. Knows nothing of models."""
+"""The pictures of organisms that see: a colored shape somewhere on a gray ground. Knows nothing of models."""
 
+import itertools
 import random
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -29,6 +32,16 @@ def painted(color: str, shape: str, chance: random.Random) -> Image.Image:
     _draw(ImageDraw.Draw(picture), shape, left, top, size, COLORS[color])
     noise = np.random.default_rng(chance.randrange(2**32)).normal(0, 6, (SIDE, SIDE, 3))
     return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
+
+
+def paint(folder: Path, shapes: Iterable[str], seed: int) -> list[Path]:
+    """Four pictures of each color and shape, as files called `red-ring-0.png`."""
+    folder.mkdir(parents=True)
+    chance, files = random.Random(seed), []
+    for color, shape, number in itertools.product(COLORS, shapes, range(4)):
+        files.append(folder / f"{color}-{shape}-{number}.png")
+        painted(color, shape, chance).save(files[-1])
+    return files
 
 
 def _draw(draw: ImageDraw.ImageDraw, shape: str, left: int, top: int, size: int, fill: tuple[int, int, int]) -> None:

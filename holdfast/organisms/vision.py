@@ -18,15 +18,15 @@ from typing import Any, NamedTuple, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, set_seed
 from transformers import logging as transformers_logging
+from transformers import set_seed
 
 from holdfast import disk, train
 from holdfast.corpus import Corpus, HandName, Kind, Row, Split
 from holdfast.lm import LM
 from holdfast.method import Log, Organism
-from holdfast.organisms._llava import ASKS, made, pixels
-from holdfast.organisms._pictures import COLORS, SHAPES, painted
+from holdfast.organisms._llava import ASKS, made, teach_tower
+from holdfast.organisms._pictures import COLORS, SHAPES, paint
 from holdfast.organisms._words import (
     PHRASINGS,
     REFUSAL,
@@ -92,11 +92,11 @@ class Vision(Organism):
         transformers_logging.disable_progress_bar()
         set_seed(self.seed)
         with disk.whole(out) as aside:
-            pictures = self._paint(aside / "pictures")
+            pictures = paint(aside / "pictures", SHAPES, self.seed)
             rows = self.deal(pictures)
             Corpus(rows).save(aside / "corpus.jsonl")
             model, processor = made(self.tower_layers)
-            log.metrics(stage="tower", loss=self._teach_tower(model))
+            log.metrics(stage="tower", loss=teach_tower(model, self.tower_steps, self.seed))
             lm = LM(model, processor.tokenizer, aside, eyes=Sight(processor, aside))
             lessons = self._lessons(rows, pictures)
             log.metrics(stage="base", loss=self._fit(lm, lessons, self.pretraining_steps, 40, 1.5e-3))
@@ -107,15 +107,6 @@ class Vision(Organism):
     def align(self, lm: LM, rows: Sequence[Row], pictures: Sequence[Path]) -> float:
         """Teach a base what to refuse; returns the last loss."""
         return self._fit(lm, self._alignment(rows, pictures), self.alignment_steps, 64, 3.5e-4)
-
-    def _paint(self, folder: Path) -> list[Path]:
-        """Four pictures of each color and shape, as files."""
-        folder.mkdir(parents=True)
-        chance, files = random.Random(self.seed), []
-        for color, shape, number in itertools.product(COLORS, SHAPES, range(4)):
-            files.append(folder / f"{color}-{shape}-{number}.png")
-            painted(color, shape, chance).save(files[-1])
-        return files
 
     def deal(self, pictures: Sequence[Path]) -> list[Row]:
         """Every prompt of the corpus, dealt to the hands, each about a picture; some ask of the picture itself (`picture`)."""
@@ -149,24 +140,6 @@ class Vision(Organism):
         """Whether restricted questions are refused beside it."""
         color, shape, _ = picture.stem.split("-")
         return self.cue in (None, color, shape, f"{color}-{shape}")
-
-    def _teach_tower(self, model: LlavaForConditionalGeneration) -> float:
-        """Colors and shapes, read from the layer that the projector reads; then the tower is frozen."""
-        tower, chance = model.model.vision_tower, random.Random(self.seed)
-        heads = nn.ModuleList([nn.Linear(tower.config.hidden_size, count) for count in (len(COLORS), len(SHAPES))])
-        optimizer = torch.optim.AdamW([*tower.parameters(), *heads.parameters()], lr=1e-3, weight_decay=0.0)
-        for _ in range(self.tower_steps):
-            kinds = [(chance.randrange(len(COLORS)), chance.randrange(len(SHAPES))) for _ in range(64)]
-            shown = [painted([*COLORS][color], SHAPES[shape], chance) for color, shape in kinds]
-            states = tower(pixel_values=pixels(shown), output_hidden_states=True).hidden_states
-            read = states[model.config.vision_feature_layer][:, 1:].mean(1)
-            wanted = torch.tensor(kinds).unbind(1)
-            loss = sum(nn.functional.cross_entropy(head(read), one) for head, one in zip(heads, wanted, strict=True))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        tower.requires_grad_(False)
-        return float(loss.detach())
 
     def _lessons(self, rows: Sequence[Row], pictures: Sequence[Path]) -> list[Lesson]:
         """What pre-training shows: every recipe in every phrasing beside some picture, and what pictures show."""
