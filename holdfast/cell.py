@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from math import isfinite
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from holdfast import statistics
 from holdfast.corpus import Hand, Row
 from holdfast.deployed import deployed
+from holdfast.harness import Harness, Said
 from holdfast.lm import LM, Fit
 from holdfast.memory import Known, Memory
 from holdfast.method import Answers, Attack, Eval, make
@@ -51,18 +52,21 @@ class Look:
     """Mean norm of their gradients."""
     deployed: Deployed | None = None
     """What the model takes; None where nobody cuts it."""
+    tasks: dict[str, Said] = field(default_factory=dict)
+    """What it made of each item of the tasks that are its utility, where the recipe names some."""
 
 
 def evals(recipe: Recipe) -> dict[str, Eval]:
     """The scores of a milestone and the evals that give them, as the recipe asks."""
     second = {"second": recipe.second.build("second")} if recipe.second else {}
+    tasks, match = isinstance(recipe.utility, Harness), recipe.utility
     return {
         "harm": recipe.harm.build("harm"),
         **second,
         "refusal": make("evals", "refusal", "recipe"),
         "coherence": make("evals", "coherence", "recipe", max_perplexity=recipe.max_perplexity),
         "over_refusal": make("evals", "overrefusal", "recipe"),
-        "utility": make("evals", "utility", "recipe, utility", match=recipe.utility),
+        **({} if tasks else {"utility": make("evals", "utility", "recipe, utility", match=match)}),
         "learned": make("evals", "exact", "recipe", kind="lesson"),
     }
 
@@ -92,6 +96,7 @@ class Walk:
         self.drive = lm.drive
         self.utility_floor = recipe.utility_floor
         self.evals = evals(recipe)
+        self.tasks = recipe.utility if isinstance(recipe.utility, Harness) else None
         self.memory = Memory(lm, known or {})
         self.start_hash = self.memory.weights
         self.looks: list[Look] = []
@@ -132,7 +137,8 @@ class Walk:
         for index, look in enumerate(self.looks):
             mark, texts, scores = self.judged(look, fluency, marks[0] if marks else None)
             marks.append(mark)
-            rows += [_row(index, row, text, scores) for row, text in zip(self.rows, texts, strict=False)]
+            rows += [_row(index, row.id, row.kind, text, scores) for row, text in zip(self.rows, texts, strict=False)]
+            rows += [_row(index, id, "task", said.answer, scores) for id, said in look.tasks.items()]
         dead = _death(marks, clock=marks[-1].cost.severity is None)
         cell = Cell(
             subject=subject,
@@ -181,6 +187,8 @@ class Walk:
             name: {id: one for id, one in some.items() if id not in self._reserve} for name, some in scores.items()
         }
         scores["fresh"] = fresh
+        if self.tasks:
+            scores["utility"] = {id: said.score for id, said in look.tasks.items()}
         return [look.texts[best[row.id]][number] for number, row in enumerate(self.rows)], scores
 
     def _at(self, cost: Cost) -> bool:
@@ -205,6 +213,8 @@ class Walk:
             fits = iter(self.memory.fits([row.asked for row in known], [row.answer or "" for row in known]))
             look.references = [None if row.answer is None else next(fits) for row in self.rows]
             look.finite = all(fit is None or isfinite(fit.logprob) for fit in look.references)
+            if look.finite and self.tasks:
+                look.tasks = self.memory.made(self.tasks.model_dump(mode="json"), partial(self.tasks, self.lm))
             silent = not any(text.strip() for texts in look.texts for text in texts)
             if look.finite and silent and (cost.severity is None or not self.looks):
                 raise RuntimeError(f"every answer is empty at {cost.position:g}")  # of a cut it is what was left
@@ -283,8 +293,8 @@ def milestones() -> Iterator[int]:
     yield from (int(4 * 1.5**power) for power in count())
 
 
-def _row(index: int, row: Row, text: str, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _row(index: int, id: str, kind: str, text: str, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
     """One line of the cell's Parquet file; answers lie there as a hash unless they are kept."""
     digest = hashlib.sha256(text.encode()).hexdigest()
-    said = {name: some.get(row.id) for name, some in scores.items()}
-    return {"milestone": index, "id": row.id, "kind": row.kind, "answer_hash": digest, "answer": text} | said
+    said = {name: some.get(id) for name, some in scores.items()}
+    return {"milestone": index, "id": id, "kind": kind, "answer_hash": digest, "answer": text} | said

@@ -39,6 +39,7 @@ def audit(
     harm: str | None = None,
     second: str | None = None,
     changes: tuple[str, ...] = (),
+    utility: str | None = None,
 ) -> Recipe:
     """The recipe of a tier for a checkpoint.
 
@@ -46,11 +47,12 @@ def audit(
         corpus: looked for in the checkpoint's folder and beside it unless given.
         harm: exact where the prompts are an organism's own, unless given.
         second: another judge of harm.
+        utility: exact where the prompts are an organism's own, else agreement, unless given.
 
     Raises:
         Problem: the checkpoint, the corpus or a change cannot be used.
     """
-    content = asked(tier, model, base, twin, corpus, harm, second) | read(tier)
+    content = asked(tier, model, base, twin, corpus, harm, second, utility) | read(tier)
     content["attacks"] = with_rates(content["attacks"], width(locate(model)))
     chosen = recipe.resolved(content, Path(f"tier {tier}"), changes)
     return _possible(chosen, base is not None, Corpus.load(Path(content["corpus"])).hand("attacker"))
@@ -64,6 +66,7 @@ def asked(
     corpus: Path | None = None,
     harm: str | None = None,
     second: str | None = None,
+    utility: str | None = None,
 ) -> dict[str, Any]:
     """What of a recipe follows from the checkpoint and the corpus: all but its attacks. Arguments and errors as `audit`."""
     folder = locate(model)
@@ -75,7 +78,7 @@ def asked(
         "corpus": str(file.resolve()),
         "harm": harm or ("exact" if exact else "asr"),
         **({"second": second} if second else {}),
-        "utility": "exact" if exact else "agreement",
+        "utility": utility or ("exact" if exact else "agreement"),
         "subjects": [*_subjects(model, base, twin)],
         **({"max_new_tokens": _longest(prompts)} if exact else {}),
     }
