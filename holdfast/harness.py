@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import datasets
 import numpy
 from pydantic import Field
 
@@ -172,7 +173,8 @@ def _said(name: str, metric: str, item: dict[str, Any]) -> Said:
 
 @contextlib.contextmanager
 def _aside() -> Iterator[None]:
-    """lm-eval's bars and advice put away; random states put back."""
+    """lm-eval's bars and advice put away, and the count that `datasets` keeps of loads, on a server; random states put back."""
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     states = random.getstate(), numpy.random.get_state()
     try:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import audits
 import tiny
 from holdfast.run import Run
@@ -89,4 +91,21 @@ def test_no_command_asks(tmp_path: Path, checkpoint: Callable[[str], tiny.Made])
     )
     assert done.returncode == 0 and done.stdout.endswith("[0, 0, 0, 0]\n"), done.stdout + done.stderr
     assert not [cell for cell in Run(tmp_path / "run").cells() if cell.status == "failed"]
+    assert attempts == []
+
+
+def test_a_task_of_one_s_own_asks_nobody(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    (tmp_path / "words.jsonl").write_text('{"question": "modor", "options": ["tarin", "vega"], "answer": 1}\n')
+    (tmp_path / "words.yaml").write_text(
+        "task: words\ndataset_path: json\ndataset_kwargs: {data_files: {test: words.jsonl}}\ntest_split: test\n"
+        'output_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: "{{options}}"\n'
+        'doc_to_target: "{{answer}}"\nmetric_list: [{metric: acc}]\n'
+    )
+    done, attempts = watched(
+        tmp_path,
+        "from holdfast.harness import Harness",
+        f"print(Harness(tasks=({str(tmp_path / 'words.yaml')!r},)).ready())",
+    )
+    assert done.returncode == 0 and len(done.stdout.strip()) == 64, done.stderr
     assert attempts == []
