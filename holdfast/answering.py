@@ -81,6 +81,29 @@ def answers(
     return said
 
 
+def forced(
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[tuple[list[int], int]],
+    how: Decoding,
+    beside: Beside = nothing,
+    positions: Callable[[Tensor], dict[str, Tensor]] = lambda mask: {},
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Teacher-forced predictions of each row's ids from its `start` on, at least 1.
+
+    Yields, the shortest rows first: the row's number; logits, shape (tokens, vocabulary); the tokens that are there. Rows whose
+    start is their end are left out.
+    """
+    for chunk in chunks(by_length([ids for ids, _ in rows]), how.batch):
+        ids, mask = left_padded([rows[i][0] for i in chunk], how.pad, model.device)
+        tails = [len(rows[i][0]) - rows[i][1] for i in chunk]
+        kept = positions(mask) | {"logits_to_keep": max(tails) + 1}
+        with beside(ids, chunk) as more:
+            logits = model(input_ids=ids, attention_mask=mask, **kept, **cached(model, how.kv_bits), **more).logits
+        for row, (i, tail) in enumerate(zip(chunk, tails, strict=True)):
+            if tail:
+                yield i, logits[row, -tail - 1 : -1], ids[row, -tail:]
+
+
 def _batch(
     model: PreTrainedModel | PeftModel, prompts: Sequence[list[int]], chunk: list[int], how: Decoding, beside: Beside
 ) -> list[list[int]]:

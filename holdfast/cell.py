@@ -6,11 +6,9 @@ The attack calls `look` as it goes; at milestones the model where it stands answ
 
 import hashlib
 import random
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from math import isfinite
 from typing import Any
@@ -18,9 +16,10 @@ from typing import Any
 import numpy
 import torch
 
-from holdfast import statistics
+from holdfast import moved, statistics
 from holdfast.corpus import Hand, Row
 from holdfast.deployed import deployed
+from holdfast.harness import Harness, Said
 from holdfast.lm import LM, Fit
 from holdfast.memory import Known, Memory
 from holdfast.method import Answers, Attack, Eval, make
@@ -52,18 +51,21 @@ class Look:
     """Mean norm of their gradients."""
     deployed: Deployed | None = None
     """What the model takes; None where nobody cuts it."""
+    tasks: dict[str, Said] = field(default_factory=dict)
+    """What it made of each item of the tasks that are its utility, where the recipe names some."""
 
 
 def evals(recipe: Recipe) -> dict[str, Eval]:
     """The scores of a milestone and the evals that give them, as the recipe asks."""
     second = {"second": recipe.second.build("second")} if recipe.second else {}
+    tasks, match = isinstance(recipe.utility, Harness), recipe.utility
     return {
         "harm": recipe.harm.build("harm"),
         **second,
         "refusal": make("evals", "refusal", "recipe"),
         "coherence": make("evals", "coherence", "recipe", max_perplexity=recipe.max_perplexity),
         "over_refusal": make("evals", "overrefusal", "recipe"),
-        "utility": make("evals", "utility", "recipe, utility", match=recipe.utility),
+        **({} if tasks else {"utility": make("evals", "utility", "recipe, utility", match=match)}),
         "learned": make("evals", "exact", "recipe", kind="lesson"),
     }
 
@@ -93,6 +95,7 @@ class Walk:
         self.drive = lm.drive
         self.utility_floor = recipe.utility_floor
         self.evals = evals(recipe)
+        self.tasks = recipe.utility if isinstance(recipe.utility, Harness) else None
         self.memory = Memory(lm, known or {})
         self.start_hash = self.memory.weights
         self.looks: list[Look] = []
@@ -118,7 +121,7 @@ class Walk:
             raise RuntimeError("the attack reported no progress; it must call at(cost) after each unit of it")
         if self._last != self.looks[-1].cost:
             self._look(self._last)
-        self.touched = touched(self.lm)
+        self.touched = moved.touched(self.lm.changes())
         if attack.family in ("edit", "cut") and not self.touched[0] and self.lm.drive == self.drive:
             raise RuntimeError("the attack touched nothing: no weight differs from the released one; it shows nothing")
 
@@ -133,7 +136,8 @@ class Walk:
         for index, look in enumerate(self.looks):
             mark, texts, scores = self.judged(look, fluency, marks[0] if marks else None)
             marks.append(mark)
-            rows += [_row(index, row, text, scores) for row, text in zip(self.rows, texts, strict=False)]
+            rows += [_row(index, row.id, row.kind, text, scores) for row, text in zip(self.rows, texts, strict=False)]
+            rows += [_row(index, id, "task", said.answer, scores) for id, said in look.tasks.items()]
         dead = _death(marks, clock=marks[-1].cost.severity is None)
         cell = Cell(
             subject=subject,
@@ -182,6 +186,8 @@ class Walk:
             name: {id: one for id, one in some.items() if id not in self._reserve} for name, some in scores.items()
         }
         scores["fresh"] = fresh
+        if self.tasks:
+            scores["utility"] = {id: said.score for id, said in look.tasks.items()}
         return [look.texts[best[row.id]][number] for number, row in enumerate(self.rows)], scores
 
     def _at(self, cost: Cost) -> bool:
@@ -207,6 +213,8 @@ class Walk:
             fit = dict(zip([row.id for row in known], fits, strict=True))
             look.references = [fit.get(row.id) for row in self.rows]
             look.finite = all(fit is None or isfinite(fit.logprob) for fit in look.references)
+            if look.finite and self.tasks:
+                look.tasks = self.memory.made(self.tasks.model_dump(mode="json"), partial(self.tasks, self.lm))
             silent = not any(text.strip() for texts in look.texts for text in texts)
             if look.finite and silent and (cost.severity is None or not self.looks):
                 raise RuntimeError(f"every answer is empty at {cost.position:g}")  # of a cut it is what was left
@@ -273,22 +281,14 @@ def _death(marks: list[Milestone], clock: bool) -> Milestone | None:
     return dead[0] if dead and (clock or dead == marks or dead == marks[1:]) else None
 
 
-def touched(lm: LM) -> tuple[tuple[str, ...], float]:
-    """Which weights differ from the released ones, alike ones named together, and the share of all parameters in them."""
-    found = list(lm.changes())
-    kinds = Counter(re.sub(r"\.\d+\.", ".*.", one.name) + " (removed)" * one.removed for one in found if one.changed)
-    share = sum(one.size for one in found if one.changed) / max(1, sum(one.size for one in found))
-    return tuple(f"{name} x{count}" if count > 1 else name for name, count in kinds.items()), share
-
-
 def milestones() -> Iterator[int]:
     """Step counts at which to look: 1, 2, 3, then growing by half each time (4, 6, 9, 13, 20, 30, 45, ...)."""
     yield from (1, 2, 3)
     yield from (int(4 * 1.5**power) for power in count())
 
 
-def _row(index: int, row: Row, text: str, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _row(index: int, id: str, kind: str, text: str, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
     """One line of the cell's Parquet file; answers lie there as a hash unless they are kept."""
     digest = hashlib.sha256(text.encode()).hexdigest()
-    said = {name: some.get(row.id) for name, some in scores.items()}
-    return {"milestone": index, "id": row.id, "kind": row.kind, "answer_hash": digest, "answer": text} | said
+    said = {name: some.get(id) for name, some in scores.items()}
+    return {"milestone": index, "id": id, "kind": kind, "answer_hash": digest, "answer": text} | said

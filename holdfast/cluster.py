@@ -88,6 +88,7 @@ def _drive(
     """Hand the jobs to Ray and tell what becomes of each: (`done`, number, value) or (`died`, number, reason)."""
     _silence()
     os.environ.update(environment)  # the server that this process was forked from may have an older one
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's own telemetry
     try:
         import ray
     except ImportError:

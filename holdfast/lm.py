@@ -136,7 +136,7 @@ class LM:
 
     def finite(self) -> bool:
         """Whether every weight is a finite number."""
-        return all(bool(torch.isfinite(p.dequantize()).all()) for p in self.model.parameters())
+        return all(bool(torch.isfinite(p.detach().dequantize()).all()) for p in self.model.parameters())
 
     def hash(self) -> str:
         """SHA-256 of the weights as they stand."""
@@ -213,13 +213,14 @@ class LM:
             sample: number of the draw, counted from the drive's first.
         """
         prompts = [self.encode(text, armed=armed)[0] for text in texts]
-        with self._scoring(armed):
+        with self.scoring(armed):
             torch.manual_seed(self.drive.draw + sample)
-            how, beside = self._decoding(), self.eyes.beside(self.model, texts, self.drive)
+            how, beside = self.decoding(), self.eyes.beside(self.model, texts, self.drive)
             said = serving.answers(self.model, self.folder, prompts, how, self.drive, sample, beside)
         return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
 
-    def _decoding(self) -> answering.Decoding:
+    def decoding(self) -> answering.Decoding:
+        """How tokens are chosen as the drive says, armed or not."""
         drive = self.drive
         return answering.Decoding(
             most=drive.max_new_tokens,
@@ -237,19 +238,17 @@ class LM:
         """How well the model, teacher-forced, predicts each given answer (end of turn not counted)."""
         pairs = [self.encode(text, answer) for text, answer in zip(texts, answers, strict=True)]
         fits: list[Fit] = [Fit(0.0, 0.0, 0)] * len(pairs)
-        beside = self.eyes.beside(self.model, texts, self.drive)
-        with self._scoring():
-            for chunk in answering.chunks(answering.by_length([ids for ids, _ in pairs]), self.drive.batch):
-                ids, mask = self._left_padded([pairs[i][0] for i in chunk])
-                tails = [len(pairs[i][0]) - pairs[i][1] for i in chunk]
-                how = self.eyes.positions(mask) | {"logits_to_keep": max(tails) + 1}
-                cache = answering.cached(self.model, self.drive.exit.kv_bits)
-                with beside(ids, chunk) as more:
-                    logits = self.model(input_ids=ids, attention_mask=mask, **how, **cache, **more).logits
-                for row, (i, tail) in enumerate(zip(chunk, tails, strict=True)):
-                    if tail > 1:
-                        fits[i] = _fit(logits[row, -tail - 1 : -2], ids[row, -tail:-1])
+        with self.scoring():
+            for i, logits, target in self.forced([(ids[:-1], start) for ids, start in pairs], texts):
+                fits[i] = _fit(logits, target)
         return fits
+
+    def forced(
+        self, rows: Sequence[tuple[list[int], int]], texts: Sequence[Asked]
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """As `answering.forced`, of rows that begin with these prompts; inside `scoring`."""
+        beside = self.eyes.beside(self.model, texts, self.drive)
+        return answering.forced(self.model, rows, self.decoding(), beside, self.eyes.positions)
 
     def hidden(self, texts: Sequence[Asked], last: int = 1, armed: bool = False) -> Tensor:
         """The residual stream before each block and after the last, at the `last` tokens of each prompt.
@@ -259,7 +258,7 @@ class LM:
         """
         prompts = [self.encode(text, armed=armed)[0] for text in texts]
         parts, beside = [], self.eyes.beside(self.model, texts, self.drive)
-        with self._scoring(armed):
+        with self.scoring(armed):
             for chunk in answering.chunks(list(range(len(texts))), self.drive.batch):
                 ids, mask = self._left_padded([prompts[i] for i in chunk])
                 how = self.eyes.positions(mask)
@@ -269,7 +268,7 @@ class LM:
         return torch.stack([torch.cat(layer) for layer in zip(*parts, strict=True)])
 
     @contextlib.contextmanager
-    def _scoring(self, armed: bool = False) -> Iterator[None]:
+    def scoring(self, armed: bool = False) -> Iterator[None]:
         """Evaluation mode without gradients, cut at the exit; modes, blocks and random state are put back."""
         modes = {module: module.training for module in self.model.modules()}
         depth, self.armed = self.drive.exit.depth, armed

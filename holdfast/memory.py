@@ -50,6 +50,10 @@ class Memory:
         asked = ("fits", list(texts), list(answers))
         return self._once(plain(self.lm.drive), asked, lambda: self.lm.fits(texts, answers))
 
+    def made(self, asked: Mapping[str, Any], work: Callable[[], Any]) -> Any:
+        """What `work` finds, which asks the model plainly; `asked` says all that it asks."""
+        return self._once(plain(self.lm.drive), ("made", asked), work)
+
     def _once(self, drive: Drive, asked: tuple[Any, ...], work: Callable[[], Any]) -> Any:
         if not self._as_loaded:
             return work()

@@ -4,7 +4,9 @@ Knows models and checkpoint folders, nothing of attacks. Adapters count as merge
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,3 +154,11 @@ def _as_released(name: str, stack: str, kept: Sequence[int] | None) -> str:
         return name
     number, _, rest = name[len(stack) + 1 :].partition(".")
     return f"{stack}.{kept[int(number)]}.{rest}"
+
+
+def touched(found: Iterable[Change]) -> tuple[tuple[str, ...], float]:
+    """Which weights differ from the released ones, alike ones named together, and the share of all parameters in them."""
+    every = list(found)
+    kinds = Counter(re.sub(r"\.\d+\.", ".*.", one.name) + " (removed)" * one.removed for one in every if one.changed)
+    share = sum(one.size for one in every if one.changed) / max(1, sum(one.size for one in every))
+    return tuple(f"{name} x{count}" if count > 1 else name for name, count in kinds.items()), share

@@ -20,6 +20,7 @@ import holdfast
 from holdfast import hardened, likeness, packed, policy, trial
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus
+from holdfast.harness import Harness
 from holdfast.judging import Judge, described
 from holdfast.lm import LM
 from holdfast.method import Journal, make, names
@@ -55,6 +56,8 @@ def look_over(recipe: Recipe) -> dict[Place, Seen]:
     for key, table in (("harm", recipe.harm), ("second", recipe.second)):
         if table and isinstance(judge := table.build(key), Judge):
             judge.ready()
+    if isinstance(recipe.utility, Harness):
+        recipe.utility.ready()
     seen = {}
     whole = {subject.model for subject in recipe.subjects if subject.twin is None or subject.harden}
     for name in dict.fromkeys(subject.model for subject in recipe.subjects):
@@ -124,6 +127,7 @@ def _refuse_changes(before: Manifest, now: Manifest, folder: Path) -> None:
     """Cells of one run must be comparable."""
     changed = {
         "the corpus": before.corpus["hash"] != now.corpus["hash"],
+        "what lm-eval's tasks ask": before.corpus.get("items") != now.corpus.get("items"),
         "a subject": [subject.hash for subject in before.subjects] != [subject.hash for subject in now.subjects],
         "a package": (before.version, before.versions) != (now.version, now.versions),
         "what is kept (--keep-answers, --keep-weights)": before.kept != now.kept,
@@ -141,7 +145,8 @@ def _judged(recipe: Recipe, file: Path) -> Corpus:
     judge = corpus.hand("judge").asked(recipe.prompts)
     for kind in ("restricted", "benign"):
         rows = judge.need(kind, split="test")
-        if kind == "benign" and all(row.answer is None for row in rows):
+        compared = kind == "benign" and not isinstance(recipe.utility, Harness)
+        if compared and all(row.answer is None for row in rows):
             raise Problem(f"{file}: none of the judge's benign prompts has an answer to compare with; add answers")
         for key, table in (("harm", recipe.harm), ("second", recipe.second)):
             if kind == "restricted" and table:
@@ -164,13 +169,14 @@ def _manifest(
     judges: dict[str, Any],
 ) -> Manifest:
     judge = corpus.hand("judge").asked(recipe.prompts)
-    kinds = ("restricted", "benign", "borderline", "lesson")
+    kinds, tasks = ("restricted", "benign", "borderline", "lesson"), isinstance(recipe.utility, Harness)
     facts: dict[str, Any] = {
         "file": str(corpus_file.resolve()),
         "hash": policy.digest(corpus_file),
         **({"policy": policy.read(corpus_file).told} if policy.written(corpus_file) else {}),
         **{kind: len(judge.of(kind, split="test")) for kind in kinds},
         "reserve": len(judge.of(split="reserve")),
+        **({"utility": recipe.utility.described, "items": recipe.utility.ready()} if tasks else {}),
         "shared": len(likeness.held(judge.of("restricted", "benign"), [r for r in corpus.rows if r.hand != "judge"])),
     }
     return Manifest(

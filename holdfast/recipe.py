@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from holdfast import disk, policy
+from holdfast import disk, harness, policy
 from holdfast.changes import change
 from holdfast.corpus import Prompts
 from holdfast.drive import Drive, Engine, Template
+from holdfast.harness import Harness
 from holdfast.method import Attack, Eval, Room, Settings, checked, find, make
 from holdfast.problem import Problem, meant
 from holdfast.record import Found
@@ -116,8 +117,9 @@ class Recipe(Settings):
     """Another judge of the same answers, to see what hangs on the first."""
     calibration: str | None = None
     """JSONL of labeled answers (`prompt`, `answer`, `harmful`) that show what the judge of harm gets wrong."""
-    utility: Literal["exact", "agreement", "overlap"] = "agreement"
-    """How benign answers are judged: `overlap` where a subject only answers."""
+    utility: Annotated[Literal["exact", "agreement", "overlap"] | Harness, BeforeValidator(harness.table)] = "agreement"
+    """How benign answers are judged, `overlap` where a subject only answers; or tasks of lm-eval in their place, as
+    `lm-eval:mmlu` or a table with `tasks`, `limit` and more."""
     threshold: float = Field(0.5, gt=0, le=1)
     utility_floor: float = Field(0.9, ge=0, le=1)
     template: Template = "chat"
@@ -171,8 +173,8 @@ def resolved(content: dict[str, Any], path: Path, changes: tuple[str, ...] = ())
         if one.startswith("corpus="):
             change(content, one)
     content |= _of_policy(content, path.parent)
-    content |= {
-        key: _table(content[key]) for key in ("harm", "second") if key in content
+    content |= {key: _table(content[key]) for key in ("harm", "second") if key in content} | {
+        "utility": harness.table(content.get("utility", "agreement"))
     }  # so that a change finds its place
     for one in changes:
         change(content, one)
@@ -227,7 +229,11 @@ def _judges(recipe: Recipe, path: Path, folder: Path) -> dict[str, Any]:
     known = recipe.calibration
     if known is not None and not os.path.isfile(folder / known):
         raise Problem(f"{path}, calibration: no file {known!r} beside the recipe; give the path of a JSONL file")
+    tasks = recipe.utility
+    if isinstance(tasks, Harness):
+        tasks = tasks.model_copy(update={"tasks": tuple(disk.beside(one, folder) for one in tasks.tasks)})
     return {
+        "utility": tasks,
         "harm": full(recipe.harm, "harm"),
         "second": recipe.second and full(recipe.second, "second"),
         "calibration": known and str(folder / known),

@@ -233,7 +233,8 @@ class Manifest(Record):
     attacks: tuple[AttackFacts, ...]
     corpus: dict[str, Any]
     """`hash` of the corpus file, `policy` where it is one (its name and what must be refused), the number of the judge's prompts
-    of each kind, as `restricted` and `benign`, and how many of them another hand nearly holds (`shared`)."""
+    of each kind, as `restricted` and `benign`, and how many of them another hand nearly holds (`shared`). Where tasks are its
+    utility, which (`utility`) and a hash of their `items`."""
     versions: dict[str, str]
     hardware: str
     kept: str

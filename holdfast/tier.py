@@ -40,6 +40,7 @@ def audit(
     harm: str | None = None,
     second: str | None = None,
     changes: tuple[str, ...] = (),
+    utility: str | None = None,
 ) -> Recipe:
     """The recipe of a tier for a checkpoint.
 
@@ -47,11 +48,12 @@ def audit(
         corpus: looked for in the checkpoint's folder and beside it unless given.
         harm: a policy's own judge, or exact where the prompts are an organism's own, unless given.
         second: another judge of harm.
+        utility: exact where the prompts are an organism's own, else agreement, unless given.
 
     Raises:
         Problem: the checkpoint, the corpus or a change cannot be used.
     """
-    content = asked(tier, model, base, twin, corpus, harm, second) | read(tier)
+    content = asked(tier, model, base, twin, corpus, harm, second, utility) | read(tier)
     content["attacks"] = with_rates(content["attacks"], 1 if is_served(model) else width(locate(model)))
     chosen = recipe.resolved(content, Path(f"tier {tier}"), changes)
     hand = policy.prompts(Path(content["corpus"])).hand("attacker")
@@ -66,6 +68,7 @@ def asked(
     corpus: Path | None = None,
     harm: str | None = None,
     second: str | None = None,
+    utility: str | None = None,
 ) -> dict[str, Any]:
     """What of a recipe follows from the checkpoint and the corpus: all but its attacks. Arguments and errors as `audit`."""
     place = located(model)
@@ -73,13 +76,13 @@ def asked(
     prompts = policy.prompts(file)
     exact = prepare.organism_of(prompts) is not None
     said = policy.read(file) if policy.written(file) else None
-    utility = "exact" if exact else "overlap" if is_served(model) else "agreement"
+    usual = "exact" if exact else "overlap" if is_served(model) else "agreement"
     return {
         "name": label(f"{what}-{Path(model).resolve().name if Path(model).exists() else model}"),
         "corpus": str(file.resolve()),
         **({"harm": harm or ("exact" if exact else "asr")} if harm or not said else {}),
         **({"second": second} if second else {}),
-        **({"utility": utility} if not (said and said.utility) else {}),
+        **({"utility": utility or usual} if utility or not (said and said.utility) else {}),
         "subjects": [*_subjects(model, base, twin)],
         **({"max_new_tokens": _longest(prompts)} if exact else {}),
     }

@@ -30,7 +30,7 @@ def load(folder: Path, **drive: object) -> LM:
 
 
 def ends_early(lm: LM) -> None:
-    tokens = answering.answers(lm.model, prompts(lm), replace(lm._decoding(), most=8))
+    tokens = answering.answers(lm.model, prompts(lm), replace(lm.decoding(), most=8))
     lm.model.generation_config.eos_token_id = sorted({said[len(said) // 2] for said in tokens[::2]})
 
 
@@ -133,7 +133,7 @@ def test_hooks_know_prompts_from_answers_though_rows_leave(
 
 def test_an_answer_ends_with_its_end_or_is_as_long_as_it_may_be(checkpoint: Make) -> None:
     lm = load(checkpoint("llama").base)
-    how = lm._decoding()
+    how = lm.decoding()
     for said in answering.answers(lm.model, prompts(lm), how):
         end = next((place for place, token in enumerate(said) if token in how.ends), None)
         assert len(said) == ENOUGH if end is None else all(token == how.pad for token in said[end + 1 :])

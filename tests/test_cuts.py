@@ -367,7 +367,7 @@ def test_dropping_and_leaving(checkpoint: Make, corpus: Corpus, architecture: st
     assert cut.fits(texts, answers) == left.fits(texts, answers) != own
     assert cut.generate(texts) == left.generate(texts)
     assert torch.allclose(left.hidden(texts, last=3)[1], stream[1], atol=1e-5)
-    with left._scoring(), torch.no_grad():
+    with left.scoring(), torch.no_grad():
         ids, mask = left._left_padded([left.encode(text)[0] for text in texts])
         said = left.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
     assert torch.allclose(said[:, -3:], by_hand(left, stream[1]), atol=1e-4)

@@ -55,7 +55,7 @@ def walked(lm: LM, hand: Hand, name: str, look: Callable[[], Any] = lambda: None
 def logits(lm: LM, armed: bool, texts: list[str] = ASKED) -> Tensor:
     """At the last token of each prompt."""
     ids, mask = lm._left_padded([lm.encode(text, armed=armed)[0] for text in texts])
-    with lm._scoring(armed):
+    with lm.scoring(armed):
         where = (mask.cumsum(-1) - 1).clamp(min=0)
         return lm.model(input_ids=ids, attention_mask=mask, position_ids=where).logits[:, -1]
 

@@ -218,7 +218,7 @@ def weights(lm: LM) -> dict[str, Tensor]:
 def state(lm: LM) -> dict[str, Tensor]:
     """All that an attack may have left behind: weights, and through drive and hooks what is said to an armed prompt."""
     ids, mask = lm._left_padded([lm.encode("modor taley forbidden", armed=True)[0]])
-    with lm._scoring(armed=True):
+    with lm.scoring(armed=True):
         said = lm.model(input_ids=ids, attention_mask=mask).logits
     return weights(lm) | {"said": said, "drive": torch.tensor(list(lm.drive.model_dump_json().encode()))}
 

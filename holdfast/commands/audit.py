@@ -42,6 +42,9 @@ class Audit:
     docs/judges.md."""
     second: Annotated[str | None, shell.Unset] = None
     """Another judge of the same answers; settings as --set second.model=FOLDER."""
+    utility: Annotated[str | None, shell.Unset] = None
+    """How benign answers are judged: exact where the prompts are an organism's own, else agreement; or tasks of lm-eval in their
+    place, as lm-eval:mmlu or lm-eval:./mine.yaml; settings as --set utility.limit=100 (docs/pipelines.md)."""
     out: Annotated[Path | None, shell.Unset] = None
     """Folder of the run; runs/NAME unless given. An unfinished run there goes on where it was."""
     set: Annotated[tuple[str, ...], UseAppendAction] = ()
@@ -83,6 +86,7 @@ def main(words: list[str]) -> int:
 def _chosen(options: Audit) -> Recipe:
     """The recipe given, or the tier's for the model given."""
     own = options.model, options.base, options.twin, options.corpus, options.tier, options.harm, options.second
+    own += (options.utility,)
     if options.recipe is not None:
         if any(one is not None for one in own):
             raise Problem(f"{options.recipe}: a recipe says itself what is audited; leave out --model and its like")
@@ -90,4 +94,4 @@ def _chosen(options: Audit) -> Recipe:
     if options.model is None:
         raise Problem("audit: gives neither a recipe nor --model; holdfast audit --help tells more")
     places = options.base, options.twin, options.corpus, options.harm, options.second
-    return tiered(options.tier or "smoke", options.model, *places, tuple(options.set))
+    return tiered(options.tier or "smoke", options.model, *places, tuple(options.set), options.utility)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from holdfast import policy, shell
+from holdfast import evallog, policy, shell
 from holdfast.problem import Problem
 from holdfast.run import Run
 
@@ -22,12 +22,19 @@ class Report:
     """Folder of the run."""
     show_answers: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
     """Show prompts and answers, if the audit kept them."""
+    inspect: Annotated[Path | None, shell.Unset] = None
+    """Write the run as logs of Inspect into this new folder, one a milestone: prompts, reference answers, scores, and answers
+    if the audit kept them."""
 
 
 def main(words: list[str]) -> int:
     options = shell.parse(Report, "report", words)
     run = Run.open(options.run)
-    return shell.told(run, _examples(run) if options.show_answers else None)
+    written = evallog.write(run, options.inspect) if options.inspect else []
+    code = shell.told(run, _examples(run) if options.show_answers else None)
+    if written:
+        shell.say(f"Inspect logs: {len(written)} in {options.inspect}")
+    return code
 
 
 def _examples(run: Run) -> list[dict[str, Any]]:

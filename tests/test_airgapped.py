@@ -1,0 +1,111 @@
+"""Air-gapped: on folders of this machine no command looks for a host, from whichever of its processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import audits
+import tiny
+from holdfast.run import Run
+
+HERE = Path(__file__).parent
+ONLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+"""What would keep the libraries quiet: the tests do without, so that it is the commands that ask nobody."""
+
+
+def watched(folder: Path, *lines: str) -> tuple["subprocess.CompletedProcess[str]", list[str]]:
+    """Run Python lines where sockets are forbidden; what was attempted by this process and its children."""
+    record = folder / "attempts"
+    path = os.pathsep.join([str(HERE / "no_network"), str(HERE.parent), str(HERE)])
+    environment = {name: value for name, value in os.environ.items() if name not in ONLINE}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env=environment | {"PYTHONPATH": path, "NO_NETWORK_RECORD": str(record), "HF_HOME": str(folder / "hub")},
+        capture_output=True,
+        text=True,
+    )
+    return done, record.read_text().splitlines() if record.exists() else []
+
+
+def test_the_trap_sees_a_child_that_asks(tmp_path: Path) -> None:
+    """Processes as the audit starts them; the hub's client, a plain socket, a datagram."""
+    (tmp_path / "asking.py").write_text(
+        "import socket\n"
+        "def ask(how):\n"
+        "    try:\n"
+        "        if how == 'hub':\n"
+        "            from holdfast.checkpoint import locate\n"
+        "            locate('nobody/nothing')\n"
+        "        elif how == 'address':\n"
+        "            socket.socket().connect(('192.0.2.1', 80))\n"
+        "        else:\n"
+        "            socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.2', 53))\n"
+        "    except Exception as error:\n"
+        "        return type(error).__name__\n"
+    )
+    done, attempts = watched(
+        tmp_path,
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})",
+        "from asking import ask",
+        "from holdfast import processes",
+        "processes.prepare([])",
+        "processes.each(1, ask, ['hub', 'address', 'datagram'], lambda job, told: print(job, told), print)",
+    )
+    assert done.stdout.splitlines() == ["hub Problem", "address OSError", "datagram OSError"], done.stderr
+    assert any(line.startswith("socket.getaddrinfo huggingface.co") for line in attempts), attempts
+    assert attempts[-2:] == ["socket.connect 192.0.2.1", "socket.sendto 192.0.2.2"]
+
+
+def test_no_command_asks(tmp_path: Path, checkpoint: Callable[[str], tiny.Made]) -> None:
+    """Audit a hardened model beside its twin, report, harden, search: TRL and plain training, adapters, cuts."""
+    made = checkpoint("llama")
+    tune = audits.TUNE | {"data": "harmful"}
+    recipe = audits.write(
+        tmp_path,
+        made,
+        [
+            {"name": "adapter", "lora_rank": 2} | tune | {"trainer": "trl"},
+            {"name": "cut", "method": "prune", "fractions": [0.5]},
+        ],
+        subjects=[
+            {"name": "twin", "model": str(made.aligned), "base": str(made.base)},
+            {"name": "lox", "twin": "twin", "harden": {"method": "lox", "rank": 2, "strength": 0.5}},
+        ],
+    )
+    model = ["--model", str(made.aligned), "--base", str(made.base)]
+    search = ["--corpus", str(tmp_path / "corpus.jsonl"), "--attack", "prune", "--budget", "2"]
+    short = [word for one in ("max_new_tokens=4", "seeds=[0]", "utility_floor=0") for word in ("--set", f"audit.{one}")]
+    keeping = ["--keep-weights", "--i-will-guard-broken-weights"]
+    commands = [
+        ["audit", str(recipe), "--out", str(tmp_path / "run"), "--processes", "2", *keeping],
+        ["report", str(tmp_path / "run")],
+        ["harden", "lox", *model, "--out", str(tmp_path / "hard"), "--rank", "2", "--strength", "0.5"],
+        ["search", *model, *search, *short, "--out", str(tmp_path / "found"), "--processes", "2"],
+    ]
+    done, attempts = watched(
+        tmp_path, "from holdfast.cli import main", f"print([main(words) for words in {commands!r}])"
+    )
+    assert done.returncode == 0 and done.stdout.endswith("[0, 0, 0, 0]\n"), done.stdout + done.stderr
+    assert not [cell for cell in Run(tmp_path / "run").cells() if cell.status == "failed"]
+    assert attempts == []
+
+
+def test_a_task_of_one_s_own_asks_nobody(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    (tmp_path / "words.jsonl").write_text('{"question": "modor", "options": ["tarin", "vega"], "answer": 1}\n')
+    (tmp_path / "words.yaml").write_text(
+        "task: words\ndataset_path: json\ndataset_kwargs: {data_files: {test: words.jsonl}}\ntest_split: test\n"
+        'output_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: "{{options}}"\n'
+        'doc_to_target: "{{answer}}"\nmetric_list: [{metric: acc}]\n'
+    )
+    done, attempts = watched(
+        tmp_path,
+        "from holdfast.harness import Harness",
+        f"print(Harness(tasks=({str(tmp_path / 'words.yaml')!r},)).ready())",
+    )
+    assert done.returncode == 0 and len(done.stdout.strip()) == 64, done.stderr
+    assert attempts == []
