@@ -17,6 +17,7 @@ COMMANDS = {
     "audit": "attack a checkpoint (--model) or run a recipe; write verdict and page",
     "search": "find the attack settings that harm a checkpoint most, and audit them on fresh prompts",
     "report": "write the page and the verdict of a run again",
+    "label": "read some of a run's answers yourself, and correct its harm by what you find",
     "method": "pool whole runs, one a hardening seed, into a verdict on the method",
     "attacks": "list what an adversary may do, or explain one attack",
     "judge": "try a judge of harm on answers whose harm is known",
