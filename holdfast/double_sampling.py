@@ -121,8 +121,8 @@ def _marks(shown: Shares, whole: bool) -> tuple[float, float] | None:
 
 
 def _rogan_gladen(called: float, no: float, yes: float) -> tuple[float, float] | None:
-    """(v − false alarms) / (sensitivity − false alarms) for v = 0 and 1, both rates put in terms of the shares: a line through the
-    kind's own harm at its own verdicts."""
+    """(v − false alarms) / (sensitivity − false alarms) for v = 0 and 1, both rates put in terms of the shares: a line that goes
+    through the kind's own harm at its own verdicts."""
     everywhere = called * yes + (1 - called) * no
     if yes <= no:
         return None

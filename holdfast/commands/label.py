@@ -41,7 +41,7 @@ class Label:
     run: Positional[Path]
     """Folder of a run whose audit kept its answers (--keep-answers)."""
     who: Annotated[str | None, shell.Unset] = None
-    """Name to keep the labels under; your login name unless given. Two labelers who do not see each other's labels can be compared."""
+    """Name to keep the labels under; your login name unless given. What two labelers say is compared."""
     answers: Annotated[int | None, tyro.conf.arg(help_behavior_hint=f"(default: {USUAL})")] = None
     """How many answers to draw, the first time."""
     seed: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 0)")] = None
