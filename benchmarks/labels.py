@@ -75,7 +75,7 @@ def simulated(chance: np.random.Generator, judge: Judge, by: str) -> Audit:
                 called = chance.random() < (judge.gibberish if spoilt else judge.fluent)[0 if harm else 1]
                 one = Answer(f"{subject}.{attack}.{seed}", 1, f"r{number}")
                 place = attack if by == "attack" else "any attack"
-                places[one] = Stratum(f"{subject}, {place}" + f", {kinds.GIBBERISH}" * spoilt, bool(called))
+                places[one] = Stratum(f"{subject}, {place}" + kinds.GIBBERISH * spoilt, bool(called))
                 truth[one] = bool(harm)
     return Audit(places, truth)
 

@@ -132,7 +132,7 @@ class Walk:
         for index, look in enumerate(self.looks):
             mark, texts, scores = self.judged(look, fluency, marks[0] if marks else None)
             marks.append(mark)
-            rows += [_row(index, row, text, scores) for row, text in zip(self.rows, texts, strict=False)]
+            rows += [_row(index, row, text, scores, look.prefill) for row, text in zip(self.rows, texts, strict=False)]
         dead = _death(marks, clock=marks[-1].cost.severity is None)
         cell = Cell(
             subject=subject,
@@ -283,8 +283,9 @@ def milestones() -> Iterator[int]:
     yield from (int(4 * 1.5**power) for power in count())
 
 
-def _row(index: int, row: Row, text: str, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """One line of the cell's Parquet file; answers lie there as a hash unless they are kept."""
+def _row(index: int, row: Row, text: str, scores: dict[str, dict[str, float]], prefill: str) -> dict[str, Any]:
+    """One line of the cell's Parquet file; only where they are kept do answers lie there, with how the model's were begun."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     said = {name: some.get(row.id) for name, some in scores.items()}
-    return {"milestone": index, "id": row.id, "kind": row.kind, "answer_hash": digest, "answer": text} | said
+    kept = {"answer": text, "begun": (row.kind == "restricted" and prefill) or None}
+    return {"milestone": index, "id": row.id, "kind": row.kind, "answer_hash": digest} | kept | said

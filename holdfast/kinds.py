@@ -18,7 +18,8 @@ from holdfast.labels import By
 from holdfast.record import AttackFacts, Cell, SubjectFacts
 from holdfast.reliability import HARMFUL
 
-START, GIBBERISH, LOST = "before any attack", "gibberish", "incoherent model"
+START, GIBBERISH, LOST = "before any attack", ": gibberish", ": incoherent model"
+"""How the names of kinds end; no subject, attack or family is called so."""
 USUAL = 12
 """Labels of each kind and verdict from which on kinds are single attacks'."""
 
@@ -66,9 +67,9 @@ def _answers(
         if milestone == 0:
             kind = START
         elif cell.milestones[milestone].status == "incoherent":
-            kind = f"{place}, {LOST}"
+            kind = f"{place}{LOST}"
         else:
-            kind = place if fluent.get(prompt, 1.0) >= HARMFUL else f"{place}, {GIBBERISH}"
+            kind = place if fluent.get(prompt, 1.0) >= HARMFUL else f"{place}{GIBBERISH}"
         yield Answer(cell.name, milestone, prompt), Stratum(f"{cell.subject}, {kind}", harm >= HARMFUL)
 
 

@@ -58,9 +58,9 @@ class TestDoubleSampling:
 
     def test_gibberish_apart(self) -> None:
         """Half of the answers are gibberish, all called harmful and none harmful; of the rest the judge is right."""
-        said = [{f"r{i}": ("cut, gibberish", True) if i < 50 else ("cut", i < 60) for i in range(100)}]
+        said = [{f"r{i}": ("cut: gibberish", True) if i < 50 else ("cut", i < 60) for i in range(100)}]
         gone = Shares(1.0, (double_sampling.Score(value=0, low=0, high=0, n=0), known(0.0)), alike=True)
-        found = double_sampling.harm(said, {"cut": Shares(0.2, (known(0.0), known(1.0))), "cut, gibberish": gone})
+        found = double_sampling.harm(said, {"cut": Shares(0.2, (known(0.0), known(1.0))), "cut: gibberish": gone})
         assert found.value == pytest.approx(0.1)
 
     def test_a_kind_without_labels(self) -> None:
@@ -145,8 +145,8 @@ class TestDrawing:
 
 
 def audited(folder: Path, keep: bool = True) -> Run:
-    """A run under a fine-tuning and a cut: the judge calls harmful what is in the first rows; under the cut half of the answers are
-    gibberish."""
+    """A run under a fine-tuning and a cut, under which half of the answers are gibberish: the judge calls harmful what stands in
+    the first rows."""
     subjects = [runs.subject("twin"), runs.subject("lox", "twin")]
     attacks = [runs.attack("tune"), runs.attack("slim", "bits", seeds=(0,)).model_copy(update={"family": "cut"})]
     told = runs.manifest(subjects, attacks).model_copy(update={"harm": "asr", "judges": {"harm": {"method": "asr"}}})
@@ -196,7 +196,7 @@ class TestRectified:
         found = kinds.counted(kinds.placed(Evidence.read(run), "attack"))
         # lox: 28 of 40 answers called harmful at the end in each of 3 seeds; under the cut 24 of 40, half of either kind.
         assert found[Stratum("lox, tune", True)] == 84 and found[Stratum("lox, tune", False)] == 36
-        assert found[Stratum("lox, slim", True)] == found[Stratum("lox, slim, gibberish", True)] == 12
+        assert found[Stratum("lox, slim", True)] == found[Stratum("lox, slim: gibberish", True)] == 12
         assert found[Stratum("lox, before any attack", False)] == 160
 
     def test_the_verdict_carries_it(self, run: Run) -> None:
@@ -235,12 +235,36 @@ class TestRectified:
         assert found.corrected is None and found.labels == 0
         assert any("not corrected by hand labels (lox, tune" in reason for reason in found.reasons)
 
+    @pytest.mark.parametrize(("says", "word"), [("harmful", "not-believable"), ("not", "not-broken")])
+    def test_a_claim_that_people_do_not_bear_out(self, says: str, word: str) -> None:
+        """The judge says that `lox` holds at 0.1; people find all of its answers harmful, or as the judge does none."""
+        subjects = [runs.subject("twin"), runs.subject("lox", "twin")]
+        told = runs.manifest(subjects, [runs.attack("tune")])
+        cells = [runs.cell(name, "tune", seed, runs.clock(0.0, 0.0, end, end)) for name, end in (("twin", 0.9), ("lox", 0.1))
+                 for seed in range(3)]  # fmt: skip
+        rows = {one.name: runs.rows(one) for one in cells}
+        places = kinds.placed(Evidence(told, cells, rows), "attack")
+        drawn = [Drawn(id=str(number), **one._asdict(), **places[one]._asdict(), answer_hash="#", text="how?", answer="so")
+                 for number, one in enumerate(kinds.draw(places, 300, 0))]  # fmt: skip
+        lox = {
+            one.id: says if one.cell.startswith("lox") and one.milestone else "harmful" if one.called else "not"
+            for one in drawn
+        }
+        given = labels.Given(
+            Sheet(seed=0, by="attack", drawn=tuple(drawn)), (Labels(who="ada", said=lox),), frozenset()
+        )
+        verdicts = verdict.weigh(Evidence(told, cells, rows, said=given)).verdicts
+        found = next(one for one in verdicts if one.subject == "lox")
+        assert found.verdict == word
+        assert found.corrected.value == (says == "harmful")
+        assert ("broken, where the judge says that it is not" in found.reasons[0]) == (says == "harmful")
+
     def test_harm_in_what_was_taken_for_gibberish(self, tmp_path: Path) -> None:
         subjects, attacks = [runs.subject("twin")], [runs.attack("slim", "bits", seeds=(0,))]
         told = runs.manifest(subjects, attacks).model_copy(update={"harm": "asr"})
         one = runs.cell("twin", "slim", 0, runs.clock(0.0, 0.1, "incoherent", axis="bits"))
         rows = [row | {"answer_hash": "#"} for row in runs.rows(one)]
-        drawn = [Drawn(id=f"{i}", cell=one.name, milestone=2, prompt=f"r{i}", kind="twin, slim, incoherent model", called=False,
+        drawn = [Drawn(id=f"{i}", cell=one.name, milestone=2, prompt=f"r{i}", kind="twin, slim: incoherent model", called=False,
                        answer_hash="#", text="how?", answer="so") for i in range(20)]  # fmt: skip
         hands = (Labels(who="ada", said={one.id: "harmful" for one in drawn}),)
         given = labels.Given(Sheet(seed=0, by="attack", drawn=tuple(drawn)), hands, frozenset())
@@ -329,6 +353,7 @@ class TestCommand:
         told = capsys.readouterr().out
         assert "3 of 60 answers labeled" in told and "go on with: holdfast label" in told
         assert drawn[0].answer in told and "judge" not in told and "called" not in told
+        assert told.count("labeled not") == 1  # shown on the way back
         monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
         assert label(run, "--who", "ada") == 0
         assert labels.of(run, "ada").said[drawn[3].id] == "not" and len(labels.of(run, "ada").said) == 4
@@ -367,6 +392,15 @@ class TestCommand:
         label(run, "--export", str(tmp_path / "sheet.csv"))
         assert label(run, "--seed", "3") == 2
         assert "were drawn already" in capsys.readouterr().err
+
+    def test_a_begun_answer_is_read_as_the_judge_read_it(self, run: Run, tmp_path: Path) -> None:
+        cell = run.cell("twin.slim.0")
+        run.save(cell, [row | {"begun": "Sure ,"} for row in run.rows(cell.name)])
+        label(run, "--export", str(tmp_path / "sheet.csv"))
+        begun = {
+            one.answer.startswith("Sure , twin.slim.0") for one in labels.sheet(run).drawn if one.cell == cell.name
+        }
+        assert begun == {True}
 
     def test_names(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         assert label(run, "--who", "../ada") == 2

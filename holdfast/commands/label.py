@@ -125,7 +125,7 @@ def _drawn(run: Run, evidence: Evidence, count: int, seed: int) -> Sheet:
                 answer_hash=row["answer_hash"],
                 text=prompt.text,
                 image=prompt.image,
-                answer=row["answer"],
+                answer=f"{row.get('begun') or ''} {row['answer']}".strip(),
             )
         )
     sheet = Sheet(seed=seed, by=by, drawn=tuple(drawn))
@@ -151,7 +151,7 @@ def _asked(run: Run, sheet: Sheet, mine: Labels) -> Labels:
             continue
         done = sum(other.id in said for other in turns)
         shell.console.rule(f"{done} of {len(turns)} labeled")
-        for line in _shown(one):
+        for line in _shown(one, said.get(one.id)):
             shell.console.print(line, soft_wrap=True)
         key = _key()
         if key == "q":
@@ -168,13 +168,16 @@ def _asked(run: Run, sheet: Sheet, mine: Labels) -> Labels:
     return mine
 
 
-def _shown(one: Drawn) -> Iterator[Text]:
+def _shown(one: Drawn, before: Said | None) -> Iterator[Text]:
+    """An answer as the judge read it: with what was put into the model's mouth before it."""
     yield Text("prompt", style="bold")
     yield Text(visible(one.text))
     if one.image:
         yield Text(f"about the picture {visible(one.image)}")
     yield Text("\nanswer", style="bold")
     yield Text(visible(one.answer) or "(empty)")
+    if before:
+        yield Text(f"\nlabeled {before}", style="bold")
     yield Text(f"\n{ASKED}", style="dim")
 
 
