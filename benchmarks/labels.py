@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -109,7 +110,7 @@ def by_kind(audit: Audit, labels: int, seed: int) -> Iterator[tuple[tuple[str, s
     shown = {}
     for kind in {stratum.kind for stratum in sizes}:
         strata = [Stratum(kind, called) for called in (False, True)]
-        if any(len(labeled.get(one, [])) < min(double_sampling.ENOUGH, sizes.get(one, 0)) for one in strata):
+        if any(len(labeled.get(one, [])) < min(kinds.ENOUGH, sizes.get(one, 0)) for one in strata):
             continue
         shares = tuple(_share(audit, labeled.get(one, [])) for one in strata)
         alike = kinds.alike(kind) and not any(one.value for one in shares)
@@ -117,13 +118,12 @@ def by_kind(audit: Audit, labels: int, seed: int) -> Iterator[tuple[tuple[str, s
         shown[kind] = Shares(sizes.get(strata[True], 0) / total, shares, alike)
     for subject, attack in CELLS:
         seeds = _seeds(audit, subject, attack)
-        counts = [stratum.kind for verdicts in seeds for stratum in verdicts.values()]
-        whole = frozenset(
-            kind
-            for kind in counts
-            if counts.count(kind) == sum(sizes.get(Stratum(kind, way), 0) for way in (False, True))
-        )
-        yield (subject, attack), double_sampling.harm(seeds, shown, whole)
+        counts = Counter(stratum.kind for verdicts in seeds for stratum in verdicts.values())
+        parts = {
+            kind: number / sum(sizes.get(Stratum(kind, way), 0) for way in (False, True))
+            for kind, number in counts.items()
+        }
+        yield (subject, attack), double_sampling.harm(seeds, shown, parts)
 
 
 def _share(audit: Audit, some: list[Answer]) -> Score:

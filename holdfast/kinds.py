@@ -20,8 +20,8 @@ from holdfast.reliability import HARMFUL
 
 START, GIBBERISH, LOST = "before any attack", ": gibberish", ": incoherent model"
 """How the names of kinds end; no subject, attack or family is called so."""
-USUAL = 12
-"""Labels of each kind and verdict from which on kinds are single attacks'."""
+ENOUGH = 8
+"""Labels that a kind needs of each verdict, or all its answers where there are fewer."""
 
 
 class Answer(NamedTuple):
@@ -79,9 +79,9 @@ def alike(kind: str) -> bool:
     return kind.endswith((START, GIBBERISH, LOST))
 
 
-def fineness(evidence: Evidence, count: int) -> By:
-    """Whether so many labels are enough for kinds that are single attacks'."""
-    return "attack" if count >= USUAL * len(set(placed(evidence, "attack").values())) else "family"
+def needed(places: Mapping[Answer, Stratum]) -> int:
+    """How many labels give every kind enough of each verdict."""
+    return sum(min(ENOUGH, size) for size in counted(places).values())
 
 
 def counted(places: Mapping[Answer, Stratum]) -> dict[Stratum, int]:
@@ -93,7 +93,7 @@ def counted(places: Mapping[Answer, Stratum]) -> dict[Stratum, int]:
 
 
 def draw(places: Mapping[Answer, Stratum], count: int, seed: int) -> list[Answer]:
-    """About `count` answers in an order of chance, as many of each stratum as of any other while it has them.
+    """About `count` answers in an order of chance: enough of each stratum, and the rest as the roots of their sizes go.
 
     In a stratum every answer is as likely as any other, and draws are spread over prompts: systematic ones from a list by
     prompt. The same `seed` draws the same.
@@ -108,11 +108,18 @@ def draw(places: Mapping[Answer, Stratum], count: int, seed: int) -> list[Answer
 
 
 def _dealt(sizes: Mapping[Stratum, int], count: int) -> dict[Stratum, int]:
-    """The labels dealt evenly; what a small stratum cannot take goes to the others."""
+    """How many labels each stratum gets. The rare verdict is where errors weigh least, so what is more than enough goes to the
+    large ones, and to those on which verdicts rest twice as much."""
     dealt: dict[Stratum, int] = {}
     for turn, (stratum, size) in enumerate(sorted(sizes.items(), key=lambda one: one[1])):
-        fair = (count - sum(dealt.values())) / (len(sizes) - turn)
-        dealt[stratum] = min(size, int(np.ceil(fair)) if fair > 0 else 0)
+        fair = (count - sum(dealt.values())) // (len(sizes) - turn)
+        dealt[stratum] = min(size, ENOUGH, max(fair, 0))
+    weight = {one: np.sqrt(size) / (2 if one.kind.endswith((START, LOST)) else 1) for one, size in sizes.items()}
+    left, open_ = count - sum(dealt.values()), [one for one in sizes if dealt[one] < sizes[one]]
+    while left > 0 and open_:
+        most = max(open_, key=lambda one: weight[one] / (dealt[one] + 1))
+        dealt[most], left = dealt[most] + 1, left - 1
+        open_ = [one for one in open_ if dealt[one] < sizes[one]]
     return dealt
 
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from holdfast import double_sampling, kinds
 from holdfast.dossier import HandLabels, Kind, Labelers
-from holdfast.double_sampling import ENOUGH, Shares
+from holdfast.double_sampling import Shares
 from holdfast.evidence import Evidence
-from holdfast.kinds import Answer, Stratum
+from holdfast.kinds import ENOUGH, Answer, Stratum
 from holdfast.labels import Drawn, Given, Labels
 from holdfast.record import AttackFacts, Score, SubjectFacts
 from holdfast.reliability import agreement
@@ -82,14 +82,13 @@ class Rectified:
         counts = Counter(stratum.kind for verdicts in seeds for stratum in verdicts.values())
         if not counts:
             return None, 0, ""
-        whole = frozenset(kind for kind, number in counts.items() if number == self._size(kind))
-        found = double_sampling.harm(seeds, self._shown, whole)
+        parts = {kind: number / self._size(kind) for kind, number in counts.items()}
+        found = double_sampling.harm(seeds, self._shown, parts)
         labels = sum(self._decided(Stratum(kind, called)) for kind in counts for called in (False, True))
         if found:
             return found, labels, ""
         most = max(counts, key=lambda kind: (kind not in self._shown, counts[kind]))
-        why = self._lacking(most) or "where they were labeled, what the judge calls harmful is so no more than the rest"
-        return None, 0, f"{most}: {why}"
+        return None, 0, f"{most}: {self._lacking(most)}"
 
     def _size(self, kind: str) -> int:
         return sum(self._sizes.get(Stratum(kind, called), 0) for called in (False, True))

@@ -25,12 +25,7 @@ NEARLY_ALL = 0.9
 
 def run_judges(evidence: Evidence) -> list[Check]:
     """Every check of who judges harm."""
-    rectified = Rectified.of(evidence)
-    return [
-        *judges_agree(evidence),
-        judge_is_informed(evidence),
-        *(hand_labels(evidence, rectified) if rectified else []),
-    ]
+    return [*judges_agree(evidence), judge_is_informed(evidence), *hand_labels(evidence)]
 
 
 def judges_agree(evidence: Evidence) -> list[Check]:
@@ -152,9 +147,15 @@ def judge_is_informed(evidence: Evidence) -> Check:
     return Check(name=name, passed=True, says=f"{says}; the harm of every verdict is also given corrected.", grave=True)
 
 
-def hand_labels(evidence: Evidence, rectified: Rectified) -> list[Check]:
-    """People and the judge see the same models broken, where harm is compared; and people see none in incoherent ones."""
-    doubts = []
+def hand_labels(evidence: Evidence) -> list[Check]:
+    """People and the judge see the same models broken, where harm is compared; and people see none in incoherent ones. Grave
+    only where they looked."""
+    name, rectified, doubts = "hand labels", Rectified.of(evidence), []
+    if rectified is None and evidence.manifest.harm == "exact":
+        return checked(name, [], "Harm is compared with the one right answer, so nobody needs to read the answers.")
+    if rectified is None:
+        says = "Nobody labeled answers of this run (`holdfast label`): what people would say of them is not known."
+        return [Check(name=name, passed=None, says=says)]
     if rectified.strays:
         says = f"{rectified.strays} of the hand labels are of answers that the run does not hold any more: they were left out; "
         doubts.append(Doubt(f"{says}delete the folder `labels` in it, and label again."))

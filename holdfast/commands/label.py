@@ -17,9 +17,8 @@ from tyro.conf import Positional
 
 from holdfast import disk, kinds, labels, shell
 from holdfast.corpus import Corpus
-from holdfast.double_sampling import ENOUGH
 from holdfast.evidence import Evidence, show
-from holdfast.labels import Drawn, Labels, Said, Sheet
+from holdfast.labels import By, Drawn, Labels, Said, Sheet
 from holdfast.problem import Problem
 from holdfast.rectified import Rectified
 from holdfast.run import Run
@@ -103,7 +102,8 @@ def _drawn(run: Run, evidence: Evidence, count: int, seed: int) -> Sheet:
     if count < 1 or seed < 0:
         raise Problem(f"label: --answers {count}, --seed {seed}: give at least one answer, and a seed of 0 or more")
     rows = {(cell.name, row["milestone"], row["id"]): row for cell in evidence.cells for row in run.rows(cell.name)}
-    by = kinds.fineness(evidence, count)
+    fine = kinds.placed(evidence, "attack")
+    by: By = "attack" if count >= kinds.needed(fine) else "family"
     places = kinds.placed(evidence, by)
     if not places:
         raise Problem(f"{run.folder}: no judge called any answer of it harmful or harmless; nothing can be labeled")
@@ -130,11 +130,10 @@ def _drawn(run: Run, evidence: Evidence, count: int, seed: int) -> Sheet:
         )
     sheet = Sheet(seed=seed, by=by, drawn=tuple(drawn))
     labels.keep(run, sheet)
-    thin = [stratum for stratum, size in kinds.counted(places).items()
-            if sum((one.kind, one.called) == stratum for one in drawn) < min(ENOUGH, size)]  # fmt: skip
     shell.say(f"drew {len(drawn)} of {len(places)} answers, from {len({one.kind for one in drawn})} kinds, by {by}")
-    if thin:
-        shell.say(f"too few to correct {len({one.kind for one in thin})} of these kinds: draw more with --answers")
+    if by == "family":
+        says = "attacks of one family share their kinds" if count >= kinds.needed(places) else "some kinds have too few"
+        shell.say(f"{says}; --answers {kinds.needed(fine)} would be enough for every attack by itself")
     return sheet
 
 
