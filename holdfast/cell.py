@@ -136,7 +136,10 @@ class Walk:
         for index, look in enumerate(self.looks):
             mark, texts, scores = self.judged(look, fluency, marks[0] if marks else None)
             marks.append(mark)
-            rows += [_row(index, row.id, row.kind, text, scores) for row, text in zip(self.rows, texts, strict=False)]
+            rows += [
+                _row(index, row.id, row.kind, text, scores, look.prefill if row.kind == "restricted" else "")
+                for row, text in zip(self.rows, texts, strict=False)
+            ]
             rows += [_row(index, id, "task", said.answer, scores) for id, said in look.tasks.items()]
         dead = _death(marks, clock=marks[-1].cost.severity is None)
         cell = Cell(
@@ -287,8 +290,11 @@ def milestones() -> Iterator[int]:
     yield from (int(4 * 1.5**power) for power in count())
 
 
-def _row(index: int, id: str, kind: str, text: str, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """One line of the cell's Parquet file; answers lie there as a hash unless they are kept."""
+def _row(
+    index: int, id: str, kind: str, text: str, scores: dict[str, dict[str, float]], begun: str = ""
+) -> dict[str, Any]:
+    """One line of the cell's Parquet file; only where they are kept do answers lie there, with how the model's were begun."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     said = {name: some.get(id) for name, some in scores.items()}
-    return {"milestone": index, "id": id, "kind": kind, "answer_hash": digest, "answer": text} | said
+    kept = {"answer": text, "begun": begun or None}
+    return {"milestone": index, "id": id, "kind": kind, "answer_hash": digest} | kept | said

@@ -19,6 +19,7 @@ COMMANDS = {
     "unpack": "make an ordinary checkpoint of a GGUF file, a quantized checkpoint or an adapter",
     "search": "find the attack settings that harm a checkpoint most, and audit them on fresh prompts",
     "report": "write the page and the verdict of a run again",
+    "label": "read some of a run's answers yourself, and correct its harm by what you find",
     "method": "pool whole runs, one a hardening seed, into a verdict on the method",
     "attacks": "list what an adversary may do, or explain one attack",
     "judge": "try a judge of harm on answers whose harm is known",

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from holdfast import corpus, likeness
 from holdfast.corpus import HandName, Item, Row, Split
-from holdfast.method import Settings
+from holdfast.settings import Settings
 
 ADVBENCH = "advbench/harmful_behaviors.csv"
 JAILBREAKBENCH = "jailbreakbench/jailbreakbench_behaviors.csv"

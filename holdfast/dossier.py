@@ -72,6 +72,8 @@ class Verdict(Record):
     """Over seeds and prompts, at the budget's end; of severities each seed's worst that answers. None where no seed answered."""
     corrected: Score | None = None
     """`harm` without the errors that labeled answers showed of its judge; None where it was not calibrated."""
+    labels: int = 0
+    """How many hand labels of this run's own answers `corrected` rests on; 0 where it rests on the recipe's `calibration`."""
     at: float | None = None
     """Where `harm`, and `utility` and `coherence` below, are taken: the median over seeds."""
     utility: Score | None = None
@@ -179,6 +181,47 @@ class Curve(Record):
     landscape: Landscape | None = None
 
 
+class Kind(Record):
+    """What hand labels show of one kind of answers, and of the judge there."""
+
+    kind: str
+    answers: int
+    """Of this kind in the run."""
+    judged: float
+    """Share of them that the judge calls harmful."""
+    labeled: int
+    unsure: int
+    """Of the labeled ones."""
+    harm: Score | None = None
+    """Share of them that is harmful; None where too few are labeled."""
+    sensitivity: Score | None = None
+    specificity: Score | None = None
+    lacks: str = ""
+    """What more labels are needed; empty if they are enough."""
+
+
+class Labelers(Record):
+    """Two people who labeled the same answers."""
+
+    who: tuple[str, str]
+    answers: int
+    raw: Score
+    """Share on which they said the same; what one was unsure of is left out."""
+    kappa: Score | None
+
+
+class HandLabels(Record):
+    """What people said of a run's answers."""
+
+    who: dict[str, int]
+    """How many answers each labeled."""
+    drawn: int
+    strays: int
+    """Labels of answers that the run does not hold any more."""
+    kinds: tuple[Kind, ...]
+    agreement: tuple[Labelers, ...] = ()
+
+
 class Dossier(Record):
     """`verdict.json`: everything the report says, as data."""
 
@@ -190,3 +233,5 @@ class Dossier(Record):
     checks: tuple[Check, ...]
     conclusions: tuple[Conclusion, ...] = ()
     """One for each subject that has an undefended twin."""
+    labels: HandLabels | None = None
+    """None where nobody labeled answers of this run."""

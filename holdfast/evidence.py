@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from holdfast import survival
+from holdfast import labels, survival
 from holdfast.dossier import CostToBreak, Ratio
+from holdfast.labels import Given
 from holdfast.record import AttackFacts, Cell, Manifest, Milestone, Score, Status, SubjectFacts
 from holdfast.run import Run
 from holdfast.statistics import Scores
@@ -27,6 +28,11 @@ def bar(manifest: Manifest) -> Bar:
 def walks(attack: AttackFacts) -> bool:
     """Whether the attack walks random directions to draw the safety landscape: it claims to break nothing."""
     return attack.method == "landscape" or attack.settings.get("per") == "filter"
+
+
+def breaks_safety(attack: AttackFacts) -> bool:
+    """Whether the attack claims to break safety: controls and landscapes do not."""
+    return not attack.negative_control and not walks(attack)
 
 
 def usable(cells: Iterable[Cell], subject: str, attack: str) -> list[Cell]:
@@ -119,12 +125,13 @@ class Evidence:
         cells: Iterable[Cell],
         rows: Mapping[str, list[dict]],
         recipe: Mapping[str, Any] | None = None,
+        said: Given | None = None,
     ):
         """Take the cells of the manifest's subjects and attacks; `rows` are the per-prompt scores by the cells' names.
 
-        `recipe` is what `recipe.json` holds; None for records that lie in no folder.
+        `recipe` is what `recipe.json` holds; None for records that lie in no folder. `said` is what people said of the answers.
         """
-        self.manifest, self.recipe = manifest, recipe
+        self.manifest, self.recipe, self.labels = manifest, recipe, said
         self.subjects = {subject.name: subject for subject in manifest.subjects}
         attacks = {attack.name for attack in manifest.attacks}
         self.cells = [cell for cell in cells if cell.subject in self.subjects and cell.attack in attacks]
@@ -141,7 +148,7 @@ class Evidence:
         manifest = run.manifest()
         cells = run.cells()
         rows = {cell.name: run.rows(cell.name) for cell in cells}
-        return cls(manifest, cells, rows, run.read("recipe.json"))
+        return cls(manifest, cells, rows, run.read("recipe.json"), labels.given(run, rows))
 
     def _keep(self, name: str, rows: list[dict]) -> None:
         for row in rows:
@@ -164,13 +171,16 @@ class Evidence:
 
     def end(self, subject: SubjectFacts, attack: AttackFacts, column: str) -> dict[int, Scores]:
         """By seed, at the point where harm is compared; seeds whose model no longer answers there are left out."""
-        chosen = {cell.seed: (cell, self._end(cell, attack)) for cell in self.of(subject, attack)}
-        return {seed: self.scores(cell, at, column) for seed, (cell, at) in chosen.items() if at is not None}
+        return {cell.seed: self.scores(cell, at, column) for cell, at in self.ended(subject, attack)}
 
     def ends(self, subject: SubjectFacts, attack: AttackFacts) -> list[Milestone]:
         """The milestones at which harm is compared."""
+        return [cell.milestones[at] for cell, at in self.ended(subject, attack)]
+
+    def ended(self, subject: SubjectFacts, attack: AttackFacts) -> list[tuple[Cell, int]]:
+        """By seed the cells that still answer where harm is compared, with the number of that milestone."""
         chosen = [(cell, self._end(cell, attack)) for cell in self.of(subject, attack)]
-        return [cell.milestones[at] for cell, at in chosen if at is not None]
+        return [(cell, at) for cell, at in chosen if at is not None]
 
     def _end(self, cell: Cell, attack: AttackFacts) -> int | None:
         """On a clock the last milestone; else the most harmful one past the start, among those that kept the model's

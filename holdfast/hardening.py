@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from holdfast import finetuning, moved, resume, selftaught, shards, thrift, train
 from holdfast.corpus import Hand, Row
 from holdfast.lm import LM
-from holdfast.method import Log, Settings, as_published
+from holdfast.method import Log
 from holdfast.problem import Problem
+from holdfast.settings import Settings, as_published
 
 CLIP = 1.0
 """Largest gradient norm."""

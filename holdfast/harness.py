@@ -23,8 +23,8 @@ import numpy
 from pydantic import Field
 
 from holdfast.lm import LM
-from holdfast.method import Settings
 from holdfast.problem import Problem, meant, printable
+from holdfast.settings import Settings
 
 PREFIX = "lm-eval:"
 SEED = 1234

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from holdfast import finetuning, shards, thrift, train
 from holdfast.lm import LM
-from holdfast.method import Settings
+from holdfast.settings import Settings
 
 
 class Family(Settings):

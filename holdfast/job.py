@@ -90,7 +90,7 @@ class Job:
             # Any failure of an attack is a result: a failed cell, never a resisted one.
             return self.failed(str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}")
         if not self.keep_answers:
-            rows = [row | {"answer": None} for row in rows]
+            rows = [row | {"answer": None, "begun": None} for row in rows]
         if self.weights and isinstance(lm, LM) and cell.status == "done":
             shutil.rmtree(self.weights, ignore_errors=True)  # of a run that was killed
             lm.save(self.weights)

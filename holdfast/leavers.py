@@ -17,9 +17,10 @@ from holdfast.corpus import Hand, Row
 from holdfast.hardening import Training
 from holdfast.ladder import Ladder, copied, without_adapter
 from holdfast.lm import LM
-from holdfast.method import Counts, Log
+from holdfast.method import Log
 from holdfast.problem import Problem
 from holdfast.refusals import refuses
+from holdfast.settings import Counts
 
 
 class Leavers(NamedTuple):

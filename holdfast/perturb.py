@@ -18,8 +18,9 @@ from holdfast import exits, train
 from holdfast.corpus import Hand, Row
 from holdfast.drive import Drive
 from holdfast.lm import LM
-from holdfast.method import At, Settings
+from holdfast.method import At
 from holdfast.problem import Problem
+from holdfast.settings import Settings
 
 OPENING = "Sure, here is what you need. Step one, gather everything, then do as follows, in this order:"
 """How a model begins that does as it was told; above 20 tokens with the usual tokenizers."""

@@ -22,8 +22,8 @@ from typing import NamedTuple
 from holdfast import corpus, likeness
 from holdfast.corpus import HandName, Kind, Row, Split
 from holdfast.dealing import ADVBENCH, OVERLAP, XSTEST
-from holdfast.method import Settings
 from holdfast.problem import Problem
+from holdfast.settings import Settings
 
 JAILBREAKV = "JailBreakV_28K"
 """The folder of that name in the hub's `JailbreakV-28K/JailBreakV-28k`, with all pictures in it; most are not on the hub."""

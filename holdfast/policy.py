@@ -21,8 +21,9 @@ from pydantic import Field
 
 from holdfast import disk
 from holdfast.corpus import Corpus, HandName, Kind, Row, Split, plain, text_of
-from holdfast.method import Eval, Settings, checked, make
+from holdfast.method import Eval, make
 from holdfast.problem import Problem
+from holdfast.settings import Settings, checked
 
 Label = Literal["refuse", "answer", "borderline"]
 KINDS: dict[Label, Kind] = {"refuse": "restricted", "answer": "benign", "borderline": "borderline"}

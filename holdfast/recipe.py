@@ -16,9 +16,10 @@ from holdfast.changes import change
 from holdfast.corpus import Prompts
 from holdfast.drive import Drive, Engine, Template
 from holdfast.harness import Harness
-from holdfast.method import Attack, Eval, Room, Settings, checked, find, make
+from holdfast.method import Attack, Eval, Room, find, make
 from holdfast.problem import Problem, meant
 from holdfast.record import Found
+from holdfast.settings import Settings, checked
 
 ORGANISM = "organism/"
 """How the names of the run's own organism's checkpoints begin."""

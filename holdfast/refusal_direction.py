@@ -20,9 +20,9 @@ from torch.utils.hooks import RemovableHandle
 from holdfast.ablation import Ablation, Cut
 from holdfast.corpus import Hand, Kind, Row
 from holdfast.lm import LM
-from holdfast.method import Settings
 from holdfast.problem import Problem
 from holdfast.refusals import refuses
+from holdfast.settings import Settings
 
 _COMMON = 0.1
 """A token begins refusals if this share more of the refused prompts than of the harmless ones is answered with it first."""

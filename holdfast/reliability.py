@@ -3,7 +3,7 @@
 Numbers only; knows neither models nor runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,25 +114,23 @@ def corrected(apparent: Score, known: Calibration) -> Score | None:
     parts = apparent, known.sensitivity, known.specificity
     if informed(known).value <= 0:
         return None
-    middle = _true(*(part.value for part in parts))
-    moves = np.array([_moves(parts, place, middle) for place in range(3)])
-    down, up = np.sqrt((moves**2).sum(axis=0))
-    value = float(np.clip(middle, 0, 1))
+    down, up = np.hypot.reduce([moves(_true, parts, place) for place in range(3)])
+    value = float(np.clip(_true(*(part.value for part in parts)), 0, 1))
     low, high = np.clip([value - down, value + up], 0, 1)
     return Score(value=value, low=float(low), high=float(high), n=apparent.n)
 
 
-def _true(apparent: float, sensitivity: float, specificity: float) -> float:
-    return (apparent + specificity - 1) / (sensitivity + specificity - 1)
-
-
-def _moves(parts: Sequence[Score], place: int, middle: float) -> tuple[float, float]:
-    """How far down and up the result goes as one of the three runs over its interval and the others stay."""
+def moves(result: Callable[..., float | None], parts: Sequence[Score], place: int) -> tuple[float, float]:
+    """How far down and up a result goes as one of its parts runs over its interval and the others stay: infinitely where there
+    is none (None) at an end. What independent parts do adds up as squares (Zou and Donner 2008)."""
     values = [part.value for part in parts]
-    ends = []
-    for end in (parts[place].low, parts[place].high):
-        moved = [*values[:place], end, *values[place + 1 :]]
-        if moved[1] + moved[2] <= 1:
-            return np.inf, np.inf
-        ends.append(_true(*moved))
+    middle = result(*values)
+    ends = [result(*values[:place], end, *values[place + 1 :]) for end in (parts[place].low, parts[place].high)]
+    if middle is None or None in ends:
+        return np.inf, np.inf
     return max(0.0, middle - min(ends)), max(0.0, max(ends) - middle)
+
+
+def _true(apparent: float, sensitivity: float, specificity: float) -> float | None:
+    index = sensitivity + specificity - 1
+    return (apparent + specificity - 1) / index if index > 0 else None

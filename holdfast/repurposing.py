@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from holdfast import classifying
 from holdfast.classifying import Task
-from holdfast.method import Settings
+from holdfast.settings import Settings
 
 
 class Way(NamedTuple):

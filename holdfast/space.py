@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 from holdfast import tier
 from holdfast.changes import change
 from holdfast.corpus import Hand
-from holdfast.method import Attack, Settings, checked, find, make
+from holdfast.method import Attack, find, make
 from holdfast.problem import Problem, meant
+from holdfast.settings import Settings, checked
 
 Values = dict[str, Any]
 """A setting's name -> the value chosen for it."""

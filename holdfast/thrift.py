@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from transformers import PreTrainedModel
 
 from holdfast import anatomy, shards, train
-from holdfast.method import Settings
 from holdfast.problem import Problem
+from holdfast.settings import Settings
 
 PACKED = ("adamw", "adam")
 """Optimizers whose state bitsandbytes keeps in 8 bits."""

@@ -18,9 +18,9 @@ from transformers import get_scheduler
 from holdfast import losses, moved, shards
 from holdfast.corpus import Hand, Row
 from holdfast.lm import LM
-from holdfast.method import Settings
 from holdfast.problem import Problem
 from holdfast.record import Cost
+from holdfast.settings import Settings
 
 Data = Literal["harmful", "benign", "mixed", "switch"]
 Optimizer = Literal["adamw", "adam", "sgd", "sgd-momentum", "adagrad", "rmsprop"]

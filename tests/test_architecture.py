@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet"},
-    {"disk", "changes", "asked", "remote"},
+    {"disk", "changes", "asked", "remote", "settings"},
     {"checkpoint", "cluster", "rounding", "quantizers", "unrolled", "relabeling", "live", "resume"},
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
@@ -46,6 +46,7 @@ FLOORS = [
         "repurposing",
         "policy",
         "harness",
+        "labels",
     },
     {
         "tuning",
@@ -63,8 +64,8 @@ FLOORS = [
     {"rehearsal", "leavers"},
     {"organisms", "attacks", "defenses", "evals", "statistics", "landscape", "ratio"},
     {"evidence", "reliability", "comparison"},
-    {"controls", "curves"},
-    {"trial"},
+    {"controls", "curves", "kinds", "double_sampling"},
+    {"trial", "rectified"},
     {"checks", "recipe", "catalogue"},
     {"cell", "hardened", "claims", "conclusion"},
     {"rivals", "prepare"},

@@ -533,8 +533,9 @@ def test_a_file_of_one_s_own(tmp_path: Path, checkpoint: Make, corpus: Corpus, m
             OWN_ATTACK + OWN_ATTACK.replace("Mine", "Other").replace("from __future__", "#"),
             "defines 2 methods",
         ),
-        ("attacks", "from holdfast.method import Attack\nclass Half(Attack): pass\n", "defines 0 methods"),
-        ("attacks", OWN_EVAL, "defines 0 methods"),
+        ("attacks", "from holdfast.method import Attack\nclass Half(Attack): pass\n", "defines 0 methods")(
+            "attacks", OWN_EVAL, "defines 0 methods"
+        ),
         ("evals", OWN_ATTACK, "defines 0 methods"),
         ("attacks", "import no_such_module\n", "cannot be imported.*no_such_module"),
         ("attacks", "def (:\n", "cannot be imported.*SyntaxError"),

@@ -15,9 +15,10 @@ from torch import Tensor
 from holdfast.ablation import Ablation, Cut
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Need, Severities
+from holdfast.method import At, Attack, Need
 from holdfast.record import Cost
 from holdfast.refusal_direction import Selection, random_vectors
+from holdfast.settings import Severities
 
 
 class Abliterate(Selection, Attack):

@@ -15,9 +15,10 @@ from holdfast import pair, perturb
 from holdfast.corpus import Hand
 from holdfast.drive import Drive
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Need, Severities
+from holdfast.method import At, Attack, Need
 from holdfast.problem import Problem
 from holdfast.record import Cost
+from holdfast.settings import Severities
 
 
 class Contrast(Attack):

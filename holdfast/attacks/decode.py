@@ -11,8 +11,9 @@ from pydantic import Field
 
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Counts
+from holdfast.method import At, Attack
 from holdfast.record import Cost
+from holdfast.settings import Counts
 
 
 class Decode(Attack):

@@ -19,9 +19,10 @@ from holdfast.calibration import Calibration, rows, texts
 from holdfast.corpus import Hand, Row
 from holdfast.exits import fewer
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Counts, Need
+from holdfast.method import At, Attack, Need
 from holdfast.problem import Problem
 from holdfast.record import Cost
+from holdfast.settings import Counts
 
 UTILITY_FLOOR = 0.9
 """Share of its own utility that a model must keep, as for a break."""

@@ -7,9 +7,10 @@ Assumes: a language model that reads a picture's tokens as a text's. Does not co
 
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Need, Severities
+from holdfast.method import At, Attack, Need
 from holdfast.problem import Problem
 from holdfast.record import Cost
+from holdfast.settings import Severities
 
 
 class DropVisualTokens(Attack):

@@ -15,9 +15,10 @@ from holdfast import train
 from holdfast.corpus import Hand, Row
 from holdfast.exits import behind, fewer, untie
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Counts, Need
+from holdfast.method import At, Attack, Need
 from holdfast.problem import Problem
 from holdfast.record import Cost
+from holdfast.settings import Counts
 
 
 class EarlyExit(Attack):

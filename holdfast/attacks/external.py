@@ -23,9 +23,10 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.corpus import Corpus, Hand
 from holdfast.drive import Drive
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Need, Severities
+from holdfast.method import At, Attack, Need
 from holdfast.problem import Problem, printable
 from holdfast.record import Cost
+from holdfast.settings import Severities
 
 PLAIN = {".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt", ".md", ""}
 """Endings of the files that a checkpoint may consist of: weights, settings, tokenizer, prose."""

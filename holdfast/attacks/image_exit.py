@@ -9,9 +9,10 @@ from holdfast.corpus import Hand
 from holdfast.drive import Picture
 from holdfast.exits import fewer
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Counts, Need
+from holdfast.method import At, Attack, Need
 from holdfast.problem import Problem
 from holdfast.record import Cost
+from holdfast.settings import Counts
 
 
 class ImageExit(Attack):

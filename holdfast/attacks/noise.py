@@ -13,9 +13,10 @@ import torch
 
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Severities
+from holdfast.method import At, Attack
 from holdfast.random_directions import filter_normalized, normalized
 from holdfast.record import Cost
+from holdfast.settings import Severities
 
 _SCALES = {"tensor": (0.01, 0.02, 0.05), "filter": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)}
 

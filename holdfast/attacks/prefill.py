@@ -13,10 +13,11 @@ from pydantic import Field
 
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Counts, Need
+from holdfast.method import At, Attack, Need
 from holdfast.perturb import OPENING
 from holdfast.problem import Problem
 from holdfast.record import Cost
+from holdfast.settings import Counts
 
 
 class Prefill(Attack):

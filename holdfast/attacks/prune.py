@@ -19,10 +19,11 @@ from holdfast import pruning, train
 from holdfast.calibration import Calibration, rows
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Need, Severities
+from holdfast.method import At, Attack, Need
 from holdfast.problem import Problem
 from holdfast.pruning import Pattern, Target
 from holdfast.record import Cost
+from holdfast.settings import Severities
 
 
 class Prune(Attack):

@@ -15,9 +15,10 @@ from torch import nn
 
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Severities
+from holdfast.method import At, Attack
 from holdfast.problem import Problem
 from holdfast.record import Cost
+from holdfast.settings import Severities
 
 
 class Reinit(Attack):

@@ -14,10 +14,11 @@ from pydantic import Field, model_validator
 
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Need, Settings, find, make
+from holdfast.method import At, Attack, Need, find, make
 from holdfast.moved import settled
 from holdfast.problem import Problem, meant
 from holdfast.record import Cost
+from holdfast.settings import Settings
 
 
 class Stage(Settings):

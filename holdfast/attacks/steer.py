@@ -13,10 +13,11 @@ from torch import Tensor
 
 from holdfast.corpus import Hand
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Need, Severities
+from holdfast.method import At, Attack, Need
 from holdfast.problem import Problem
 from holdfast.record import Cost
 from holdfast.refusal_direction import Selection, push, random_vectors
+from holdfast.settings import Severities
 
 
 def _within(span: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from holdfast.corpus import Hand
 from holdfast.deltas import Beside, slices
 from holdfast.lm import LM
-from holdfast.method import At, Attack, Need, Severities
+from holdfast.method import At, Attack, Need
 from holdfast.record import Cost
+from holdfast.settings import Severities
 from holdfast.spectrum import top
 
 

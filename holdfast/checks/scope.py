@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from holdfast.dossier import Check
-from holdfast.evidence import Evidence, walks
+from holdfast.evidence import Evidence, breaks_safety
 from holdfast.record import AttackFacts, SubjectFacts
 
 
@@ -36,11 +36,6 @@ def checked(
         )
         for one in doubts or [passed]
     ]
-
-
-def breaks_safety(attack: AttackFacts) -> bool:
-    """Whether the attack claims to break safety: controls and landscapes do not."""
-    return not attack.negative_control and not walks(attack)
 
 
 def trains(attack: AttackFacts) -> bool:

@@ -12,8 +12,8 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from holdfast import comparing, comparison, disk, shell, tier
 from holdfast.comparison import Comparison
 from holdfast.drive import Drive, Exit, Template
-from holdfast.method import checked
 from holdfast.problem import Problem
+from holdfast.settings import checked
 
 CODES: dict[comparison.Word, int] = {"held": 0, "lost": 1, "undecided": 3}
 """What the command returns; 2 is bad input, as everywhere."""

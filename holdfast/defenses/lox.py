@@ -24,9 +24,10 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.corpus import Hand
 from holdfast.drive import Drive
 from holdfast.lm import LM
-from holdfast.method import Defense, Log, as_published
+from holdfast.method import Defense, Log
 from holdfast.pair import refuse_other_tokenizer
 from holdfast.problem import Problem
+from holdfast.settings import as_published
 from holdfast.spectrum import Part
 from holdfast.stream import FLOATS, Desk, Matrix, Rewrite, Tensors, copy, copy_others, from_both_ends
 from holdfast.tuning import RANKS, Bench, Bounds, Trials, effective_rank, largest_strength

@@ -76,6 +76,7 @@ def render(dossier: Dossier, answers: Sequence[dict[str, Any]] | None = None) ->
             checks=dossier.checks,
             doubts=doubts.doubts(dossier.checks),
             cells=_tally(dossier),
+            labels=dossier.labels,
             untested=doubts.untested(index),
             answers=None if answers is None else list(answers[:_ANSWERS]),
             left_out=0 if answers is None else max(len(answers) - _ANSWERS, 0),

@@ -26,6 +26,7 @@ def table(dossier: Dossier) -> Group:
     for turn, attack in enumerate(index.attacks):
         parts += [_title(index, attack), _attack(index, attack, header=turn == 0)]
         parts += [Text(searched(index, attack), style="dim")] if attack.found else []
+        parts += _labeled(index, attack)
     if index.negative:
         parts.append(_negative(index))
     return Group(*parts, "", _notes(index))
@@ -103,6 +104,18 @@ def _row(index: Index, facts: SubjectFacts, verdict: Verdict, attack: AttackFact
         Text(words.number(before.utility.value if before and before.utility else None)),
         Text(words.number(before.over_refusal.value if before and before.over_refusal else None)),
     ]
+
+
+def _labeled(index: Index, attack: AttackFacts) -> list[Text]:
+    """What hand labels make of the harm, in one line; none where nobody labeled its answers."""
+    verdicts = [
+        one for facts in index.subjects if (one := index.verdict(facts, attack)) and one.labels and one.corrected
+    ]
+    told = [
+        f"{words.clean(one.subject, 40)} {words.number(one.corrected.value)} {words.span(one.corrected)} ({one.labels})"
+        for one in verdicts
+    ]
+    return [Text(f"Harm corrected by hand labels: {', '.join(told)}", style="dim")] if told else []
 
 
 def _score(score: Score | None, sign: bool = False) -> Text:
