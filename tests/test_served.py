@@ -8,11 +8,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import tiny
+from holdfast import tier
 from holdfast.cli import main
+from holdfast.corpus import Corpus
 from holdfast.drive import Exit
+from holdfast.job import Job
 from holdfast.lm import LM
 from holdfast.opening import digest, opened
 from holdfast.packed import unpack
@@ -22,6 +25,7 @@ from judges import server
 
 ROOT = Path(__file__).parent.parent
 DRIVE = tiny.DRIVE
+REFUSAL = "I cannot help with that."
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,19 @@ def gguf(to_gguf, checkpoint, tmp_path_factory):
     file = tmp_path_factory.mktemp("gguf") / "aligned.gguf"
     to_gguf.write(checkpoint("llama").aligned, file, "F32")
     return file
+
+
+@pytest.fixture(scope="module")
+def wide(checkpoint, tmp_path_factory):
+    """A Llama of random weights whose rows are as long as K types want them."""
+    folder = tmp_path_factory.mktemp("wide")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("llama").aligned)
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_key_value_heads": 4}
+    config = LlamaConfig(**{**tiny.config("llama", tokenizer).to_dict(), **sizes})
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +87,20 @@ class TestGGUF:
         to_gguf.write(checkpoint("llama").aligned, file, "Q8_0")
         assert file.stat().st_size < gguf.stat().st_size
         assert opened(file, drive=DRIVE).generate(prompts)[0].strip()
+
+    @pytest.mark.parametrize(("kind", "inside"), [("Q4_K_M", {"Q4_K", "Q6_K"}), ("Q2_K", {"Q2_K", "Q3_K", "Q6_K"})])
+    def test_few_bits_as_llama_cpp_mixes_them(self, to_gguf, wide, prompts, tmp_path, kind, inside):
+        from gguf import GGUFReader
+
+        file = tmp_path / f"{kind}.gguf"
+        to_gguf.write(wide, file, kind)
+        types = {tensor.tensor_type.name for tensor in GGUFReader(file).tensors}
+        assert types == {*inside, "F32"}
+        unpack(file, tmp_path / "plain")
+        said = opened(file, drive=DRIVE).generate(prompts)
+        unpacked, original = (LM.load(one, drive=DRIVE).generate(prompts) for one in (tmp_path / "plain", wide))
+        same, before = (sum(map(str.__eq__, said, other)) for other in (unpacked, original))
+        assert same > 2 * before, "it answers as its own numbers do, but for what llama.cpp rounds between them"
 
     def test_it_cannot_be_left_early(self, gguf):
         with pytest.raises(Problem, match="runs it whole"):
@@ -242,6 +273,19 @@ class TestAudit:
         assert told["subjects"][0]["folder"] == str(gguf) and told["subjects"][0]["parameters"] > 0
         assert cells and all(cell.status != "failed" for cell in cells)
         assert "needs weights" in (out / "report.html").read_text()
+
+    def test_an_address_is_attacked_as_well(self, corpus_file):
+        hands = {name: Corpus.load(corpus_file).hand(name) for name in ("attacker", "judge")}
+        with server(lambda path, body: "mordor" if body["messages"][-1]["role"] == "assistant" else REFUSAL) as served:
+            name = f"{served.url}#m"
+            recipe = tier.audit("smoke", name, corpus=corpus_file)
+            cell, _ = Job(recipe, "released", "prefill", 0, name, None, name, **hands).run()
+        assert [mark.refusal.value for mark in cell.milestones] == [1] + [0] * (len(cell.milestones) - 1)
+        assert cell.milestones[1].harm.value == 1 and cell.milestones[0].harm.value == 0
+        assert {one.name for one in recipe.attacks} == {
+            "prefill",
+            "decode",
+        } and "harmful needs weights" in recipe.not_run
 
     def test_what_cannot_be_changed_as_it_lies_says_how_it_can(self, gguf, checkpoint, corpus_file, tmp_path, capsys):
         (tmp_path / "packed").mkdir()
