@@ -13,7 +13,7 @@ FLOORS = [
     {"checkpoint", "cluster", "rounding", "quantizers", "unrolled", "relabeling", "live", "resume"},
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
-    {"loading", "exits", "serving", "passes", "sight", "ppo"},
+    {"loading", "exits", "serving", "passes", "sight", "ppo", "formats"},
     {"lm", "corpus", "record", "refusals"},
     {
         "method",
@@ -36,7 +36,7 @@ FLOORS = [
     {"train", "pair", "dealing", "survival", "rubrics", "repurposing"},
     {"tuning", "pruning", "finetuning", "perturb", "refusal_direction", "judging", "thrift", "safeguards", "pictured"},
     {"inner", "hardening", "footprint", "ladder", "rewards"},
-    {"rehearsal", "leavers"},
+    {"rehearsal", "leavers", "repairing"},
     {"organisms", "attacks", "defenses", "evals", "statistics", "landscape", "ratio"},
     {"evidence", "reliability"},
     {"controls", "curves"},
