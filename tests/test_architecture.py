@@ -10,7 +10,7 @@ HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet"},
     {"disk", "changes", "asked"},
-    {"checkpoint", "cluster", "rounding", "quantizers", "unrolled", "relabeling", "live", "resume"},
+    {"checkpoint", "cluster", "rounding", "quantizers", "unrolled", "relabeling", "live", "resume", "lattice"},
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
     {"loading", "exits", "serving", "passes", "sight", "ppo", "formats"},

@@ -12,7 +12,8 @@ from torch import Tensor
 import tiny
 from holdfast import anatomy, cli, train
 from holdfast.corpus import Corpus, Hand
-from holdfast.formats import Format, Held, Lattice
+from holdfast.formats import Format
+from holdfast.lattice import Held, Lattice
 from holdfast.lm import LM
 from holdfast.method import make
 from holdfast.problem import Problem
