@@ -1,8 +1,8 @@
 """Weights that lie on a lattice, as every even quantizer leaves them: found by looking at them, and kept while they are trained.
 
 A lattice is start + step · (whole numbers) for each group of a row, whoever made it: rounding to nearest, with or without a zero
-point, GPTQ. Each group's least and greatest weight stay where they are, so whoever rounds again in the same way finds the same steps and
-changes nothing. Knows tensors, no models. Does not know uneven codebooks (nf4).
+point, GPTQ. Each group's least and greatest weight stay where they are, so whoever rounds again in the same way finds the same
+steps and changes nothing. Knows tensors, no models. Does not know uneven codebooks (nf4).
 """
 
 import math

@@ -295,7 +295,7 @@ def test_the_command_repairs_and_tells(places: list[str], tmp_path: Path, corpus
     table = [line.split() for line in said.partition("held-out prompts")[2].splitlines()]
     rows = {words[0]: words for words in table if len(words) == 7}
     assert rows["cut"][-2:] == rows["repaired"][-2:] and rows["source"][-2] == rows["cut"][-2]
-    assert float(rows["repaired"][2]) > float(rows["cut"][2]), "more is refused than before"
+    assert float(rows["repaired"][2]) >= float(rows["cut"][2]) and float(rows["source"][2]) == 1
     assert "utility within 0.02 of the cut model's:" in said and f"repaired checkpoint: {tmp_path / 'out'}" in said
     lm = loaded(tmp_path / "out")
     asked = [row.text for row in corpus.hand("defender").of("restricted", split="train")]
