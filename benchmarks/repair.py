@@ -48,8 +48,8 @@ class Case(NamedTuple):
     organism: str
     model: str
     cut: Cut
-    harder: dict[str, Cut]
-    """Neighboring cuts that are made on the repaired model."""
+    harder: dict[str, tuple[Cut, Cut]]
+    """Neighboring cuts, as they are made on the source and on the repaired model."""
     milder: dict[str, Cut]
     """Those that spare more weights."""
     extra: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ CASES = {
         "text",
         "aligned-shallow",
         ("drop_layers", {"blocks": [1]}),
-        {"2 blocks dropped": ("drop_layers", {"blocks": [2]})},
+        {"2 blocks dropped": (("drop_layers", {"blocks": [2]}), ("drop_layers", {"blocks": [1]}))},
         {"none dropped": ("none", {})},
         ("distill, early", "exit_sft, cut again"),
     ),
@@ -69,7 +69,7 @@ CASES = {
         "text",
         "aligned-shallow",
         ("prune", {"by": "magnitude", "fractions": [0.4]}),
-        {"50 % pruned": ("prune", {"by": "magnitude", "fractions": [0.5]})},
+        {"50 % pruned": (("prune", {"by": "magnitude", "fractions": [0.5]}),) * 2},
         {"30 % pruned": ("prune", {"by": "magnitude", "fractions": [0.3]})},
     ),
     "weights in 3 bits": Case(
@@ -77,9 +77,9 @@ CASES = {
         "aligned-shallow",
         ("quantize", {"bits": [3]}),
         {
-            "3 bits again": ("quantize", {"bits": [3]}),
-            "4 bits": ("quantize", {"bits": [4]}),
-            "3 bits, groups of 32": ("quantize", {"bits": [3], "group": 32}),
+            "3 bits again": (("quantize", {"bits": [3]}),) * 2,
+            "4 bits": (("quantize", {"bits": [4]}),) * 2,
+            "3 bits, groups of 32": (("quantize", {"bits": [3], "group": 32}),) * 2,
         },
         {},
     ),
@@ -87,7 +87,7 @@ CASES = {
         "vision",
         "aligned",
         ("truncated", {"exit": 3}),
-        {"at 2": ("truncated", {"exit": 2})},
+        {"at 2": (("truncated", {"exit": 2}),) * 2},
         {"at 4": ("truncated", {"exit": 4})},
         ("distill, early", "exit_sft, cut again", "projector_repair, cut again"),
     ),
@@ -154,7 +154,7 @@ def run(job: Job) -> None:
     made = job.made if facts["method"] else source
     stands = {"cut": _loaded(made) if not again else cut(_loaded(made), case.cut, corpus)}
     for name, harder in case.harder.items():
-        stands[name] = cut(_loaded(made), harder, corpus)
+        stands[name] = cut(_loaded(made), harder[0 if again else 1], corpus)
     for name, milder in case.milder.items():
         if again:
             stands[name] = cut(_loaded(made), milder, corpus)

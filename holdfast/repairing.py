@@ -59,7 +59,7 @@ class Repairing(Sourced, Training):
     """Restricted rows a step, and as many others."""
     learning_rate: float = Field(3e-4, gt=0)
     """Of AdamW, at its highest."""
-    varied: int = Field(600, ge=0)
+    varied: int = Field(1500, ge=0)
     """Prompts made from the defender's by replacing a word, with what is said to them: few prompts keep little."""
 
     def origin(self, lm: LM) -> Origin:

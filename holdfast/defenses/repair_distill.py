@@ -28,7 +28,7 @@ from holdfast.repairing import Repairing
 class RepairDistill(Repairing, Defense):
     """Learn the source's refusals word by word, in the cut's form."""
 
-    steps: int = Field(150, gt=0)
+    steps: int = Field(200, gt=0)
     """Optimizer steps."""
     kept: float = Field(1.0, ge=0)
     """Weight of the loss on other prompts' answers."""
