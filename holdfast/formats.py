@@ -88,7 +88,7 @@ class Format:
     def __str__(self) -> str:
         """In a few words."""
         parts = [f"{len(self.kept)} of {self.blocks} blocks"] if len(self.kept) < self.blocks else []
-        parts += [f"{self.pruned:.0%} of the blocks' matrices pruned"] if self.pruned else []
+        parts += [f"{self.pruned:.0%} of the blocks' matrices pruned"] if self.pruned >= 0.005 else []
         parts += [f"weights in {self.bits} bits"] if self.bits else []
         return ", ".join(parts) or "the source's own"
 
