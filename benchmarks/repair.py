@@ -94,13 +94,13 @@ CASES = {
 }
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cut": ("", {}),
-    "add back": ("repair_delta", {}),
     "distill": ("repair_distill", {}),
-    "distill, early": ("repair_distill", {"early": 0.3}),
-    "preference patch": ("repair_dpo", {}),
+    "add back": ("repair_delta", {}),
     "realign, cut again": ("realign", {}),
-    "exit_sft, cut again": ("exit_sft", {}),
+    "preference patch": ("repair_dpo", {}),
+    "distill, early": ("repair_distill", {"early": 0.3}),
     "projector_repair, cut again": ("projector_repair", {}),
+    "exit_sft, cut again": ("exit_sft", {}),
 }
 COMMON = ("cut", "distill", "add back", "preference patch", "realign, cut again")
 SWEEP: list[Cut] = [
@@ -336,12 +336,11 @@ def main() -> None:
     if options.part == "sweep" and not (options.work / "sweep.json").exists():
         sweep(places, options.work / "sweep.json")
     for seed in options.seeds if options.part == "repair" else ():
-        for name, case in CASES.items():
-            for method in (*COMMON, *case.extra):
-                job = Job(name, method, seed, places, options.work)
-                if not job.file.exists() and (seed == options.seeds[0] or method not in ("cut", "add back")):
-                    run(job)
-                    print(job.file.name, flush=True)
+        wanted = [(name, method) for method in METHODS for name in CASES if method in (*COMMON, *CASES[name].extra)]
+        for job in [Job(*one, seed, places, options.work) for one in wanted]:
+            if not job.file.exists() and (seed == options.seeds[0] or job.method not in ("cut", "add back")):
+                run(job)
+                print(job.file.name, flush=True)
     result = {"versions": prepare.versions(), "hardware": prepare.hardware(), **results(options.work)}
     disk.write(options.out, json.dumps(result, indent=1) + "\n")
 
