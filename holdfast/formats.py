@@ -40,6 +40,8 @@ class Format:
     """Parameters that stay as they are: empty matrices, and embeddings and heads in few bits, which may be one and the same."""
     source: Mapping[str, Tensor]
     """The source's own weight in place of each parameter of the model."""
+    absent: int
+    """Weights of the source beside its blocks that the model lacks: an image encoder's behind the exit where it was cut."""
 
     @classmethod
     @torch.no_grad()
@@ -72,7 +74,8 @@ class Format:
             if name not in fixed
         }
         held = {name: one for name, one in found.items() if one}
-        return cls(tuple(kept), whole, held, frozenset(fixed), {name: theirs[name] for name in weights})
+        absent = sum(weight.numel() for name, weight in theirs.items() if name not in weights)
+        return cls(tuple(kept), whole, held, frozenset(fixed), {name: theirs[name] for name in weights}, absent)
 
     @property
     def pruned(self) -> float:
@@ -88,6 +91,7 @@ class Format:
     def __str__(self) -> str:
         """In a few words."""
         parts = [f"{len(self.kept)} of {self.blocks} blocks"] if len(self.kept) < self.blocks else []
+        parts += [f"{self.absent:,} weights beside the blocks left out"] if self.absent else []
         parts += [f"{self.pruned:.0%} of the blocks' matrices pruned"] if self.pruned >= 0.005 else []
         parts += [f"weights in {self.bits} bits"] if self.bits else []
         return ", ".join(parts) or "the source's own"
