@@ -236,7 +236,7 @@ def test_a_part_of_the_alignment_is_added_in_the_form_of_the_cut(checkpoint: Mak
     notes = tiny.Notes()
     make("defenses", "repair_delta", "test", source=str(made.aligned), **bounds)(lm, hand, notes)
     tried = [line["strength"] for line in notes.lines if "strength" in line]
-    assert tried[:2] == [0.0, 0.25] and {"wanted"} <= set(notes.lines[1])
+    assert tried[:2] == [0.0, 0.05] and {"wanted"} <= set(notes.lines[1])
     base, chosen = loaded(made.base), notes.lines[-1]["chosen"]
     for key, weight in matrices(lm).items():
         assert (weight[before[key] == 0] == 0).all()

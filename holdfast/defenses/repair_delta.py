@@ -37,7 +37,7 @@ class RepairDelta(Sourced, Defense):
     """Whose leading directions: the source's difference from its base, or from the cut model."""
     rank: int = Field(8, gt=0)
     """Singular directions a matrix; at or above its smaller side, all of them."""
-    strengths: Severities = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    strengths: Severities = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
     """What is tried on the defender's held-out prompts, growing. Taken is the first that refuses as the source does, or else the
     one that refuses most, of those within both bounds; none where the cut model itself refuses as the source does."""
     utility_loss: float = Field(0.02, ge=0, le=1)
