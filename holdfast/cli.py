@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "build a small model, harden it, attack it and its twins, write the page (some minutes, no download)",
     "organism": "build a small model whose restricted knowledge is fictional",
     "harden": "harden a checkpoint before its release",
+    "repair": "give a cut model (pruned, rounded, with blocks dropped) its source's refusals back, in its own form",
     "audit": "attack a checkpoint (--model) or run a recipe; write verdict and page",
     "compare": "compare what ships (a GGUF file, an endpoint, a cut checkpoint) with what it was made from",
     "unpack": "make an ordinary checkpoint of a GGUF file, a quantized checkpoint or an adapter",

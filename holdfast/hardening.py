@@ -127,6 +127,18 @@ class Training(Settings):
         more = selftaught.said(lm, selftaught.varied(lm, restricted + others, self.varied, self.seed))
         return selftaught.Said(refusals + more.refused, answers + more.answered)
 
+    def sides(self, lm: LM, hand: Hand | None) -> tuple[list[Row], list[Row]]:
+        """As `own`: restricted prompts that are refused, and others that are answered.
+
+        A variation of which the model takes another view than of its origin is left out: where its alignment is shallow, much
+        that may be asked is refused as soon as a word is odd, and whoever is trained on that would learn it.
+        """
+        own = self.own(lm, hand)
+        return (
+            [row for row in own.refused if row.kind == "restricted"],
+            [row for row in own.answered if row.kind != "restricted"],
+        )
+
     def _hand(self, hand: Hand | None) -> Hand:
         if hand is None:
             raise Problem(f"{self.name}: needs the defender's prompts; give --corpus")

@@ -53,20 +53,15 @@ class Leaving(Training):
         return Ladder.of(lm, self.exits, f"{self.name}, exits")
 
     def prompts(self, lm: LM, hand: Hand | None) -> tuple[list[Row], list[Row]]:
-        """Restricted prompts and others, with what the model says to each where it is released.
-
-        A variation of which the model takes another view than of its origin is left out: where its alignment is shallow, much
-        that may be asked is refused as soon as a word is odd, and every exit would learn that.
-        """
+        """Restricted prompts and others, with what the model says to each where it is released: as `sides`."""
         sees = lm.eyes.token_id is not None
         if sees and hand and not any(row.image for row in hand.of("restricted", split="train")):
             raise Problem(
                 f"{self.name}: the model sees pictures, but no restricted prompt of the defender's is about one, and without "
                 "one nothing leaves its image encoder; add prompts with an `image`"
             )
-        own = self.own(lm, hand)
-        refused = [row for row in own.refused if row.kind == "restricted" and (row.image or not sees)]
-        return refused, [row for row in own.answered if row.kind != "restricted"]
+        refused, answered = self.sides(lm, hand)
+        return [row for row in refused if row.image or not sees], answered
 
     def before(self, lm: LM, ladder: Ladder) -> Callable[[], AbstractContextManager[LM]]:
         """Entered, it gives the model as it is now: a copy, or, where an adapter is trained, the model itself without it."""

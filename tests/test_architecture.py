@@ -10,10 +10,10 @@ HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet"},
     {"disk", "changes", "asked", "remote", "settings"},
-    {"checkpoint", "cluster", "rounding", "quantizers", "unrolled", "relabeling", "live", "resume"},
+    {"checkpoint", "cluster", "rounding", "quantizers", "unrolled", "relabeling", "live", "resume", "lattice"},
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
-    {"loading", "exits", "serving", "passes", "sight", "ppo"},
+    {"loading", "exits", "serving", "passes", "sight", "ppo", "formats"},
     {"lm", "corpus", "record", "refusals"},
     {
         "method",
@@ -61,7 +61,7 @@ FLOORS = [
         "evallog",
     },
     {"inner", "hardening", "footprint", "ladder", "rewards"},
-    {"rehearsal", "leavers"},
+    {"rehearsal", "leavers", "repairing"},
     {"organisms", "attacks", "defenses", "evals", "statistics", "landscape", "ratio"},
     {"evidence", "reliability", "comparison"},
     {"controls", "curves", "kinds", "double_sampling"},

@@ -161,6 +161,23 @@ def test_the_hole_closes_and_what_may_be_asked_is_answered(lm: LM, hand: Hand, n
     assert "get_image_features" not in vars(lm.model.base_model) and notes.lines
 
 
+@pytest.mark.parametrize(("name", "settings"), [("repair_distill", {"early": 0.5}), ("repair_dpo", {"share": 0.5})])
+def test_what_was_cut_at_an_exit_is_repaired(
+    lm: LM, hand: Hand, holed: Path, tmp_path: Path, name: str, settings: dict[str, Any]
+) -> None:
+    """The blocks behind the exit are gone, and stay gone; the whole model teaches the refusals."""
+    vision.truncated(lm.model, 1)
+    lm.save(tmp_path / "cut")
+    cut = LM.load(tmp_path / "cut", drive=lm.drive, device="cpu")
+    before = weights(cut)
+    assert refused(cut, hand, 1) == 0
+    settings = QUICK | {"steps": 40, "learning_rate": 2e-3} | settings
+    make("defenses", name, "test", source=str(holed / "model"), **settings)(cut, hand, tiny.Notes())
+    assert refused(cut, hand, 1) >= 5 / 6 and refused(cut, hand, 1, "benign") == 0
+    assert changed(before, cut) and not any("vision_tower" in one or "projector" in one for one in changed(before, cut))
+    assert cut.eyes.tower(cut.model).last == 1
+
+
 @pytest.mark.usefixtures("keywords")
 def test_rloo_is_learned_from_too(lm: LM, hand: Hand) -> None:
     make("defenses", "exit_rl", "test", **QUICK | DEFENSES["exit_rl"] | {"estimator": "rloo", "steps": 2})(

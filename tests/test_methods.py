@@ -121,6 +121,8 @@ SEEDLESS = {
     "early_exit head=lens",
 }
 """Attacks, or variants of them, that do the same with every seed."""
+SOURCED = {"repair_delta", "repair_distill", "repair_dpo"}
+"""What needs the model that was cut: tests/test_repair.py."""
 SEEING = {"drop_visual_tokens", "exit_dpo", "image_exit", "odd_picture", "projector_repair"}
 """What needs a model that sees pictures, or one with a hole: tests/test_sight.py and tests/test_exit_defenses.py."""
 LOOKS = 3
@@ -129,7 +131,7 @@ LOOKS = 3
 
 def variants(room: Room) -> list[Any]:
     """Every method of a room with each of its settings to try."""
-    names = [name for name in method.names(room) if name not in SEEING]
+    names = [name for name in method.names(room) if name not in SEEING | SOURCED]
     table = [(name, settings) for name in names for settings in VARIANTS.get(name, [{}])]
     return [
         pytest.param(name, settings, id=label(name, settings), marks=[landlock] if name == "external" else [])
@@ -533,8 +535,12 @@ def test_a_file_of_one_s_own(tmp_path: Path, checkpoint: Make, corpus: Corpus, m
             OWN_ATTACK + OWN_ATTACK.replace("Mine", "Other").replace("from __future__", "#"),
             "defines 2 methods",
         ),
-        ("attacks", "from holdfast.method import Attack\nclass Half(Attack): pass\n", "defines 0 methods")(
-            "attacks", OWN_EVAL, "defines 0 methods"
+        (
+            "attacks",
+            "from holdfast.method import Attack\nclass Half(Attack): pass\n",
+            "defines 0 methodsattacks",
+            OWN_EVAL,
+            "defines 0 methods",
         ),
         ("evals", OWN_ATTACK, "defines 0 methods"),
         ("attacks", "import no_such_module\n", "cannot be imported.*no_such_module"),

@@ -59,7 +59,7 @@ def main(words: list[str]) -> int:
     hand = policy.prompts(places.corpus).hand("defender") if places.corpus else None
     model, drive = locate(places.model), Drive(template=places.template)
     disk.refuse_taken(places.out)
-    with _resumable(places.out) as aside, spent.counted(aside / f"spent-{shards.rank()}.json") as count:
+    with resumable(places.out) as aside, spent.counted(aside / f"spent-{shards.rank()}.json") as count:
         defense.harden(base, model, places.out, hand, Journal(Path(words[0]).stem, say, aside), drive)
     say(f"hardening took {', '.join(took(count.cost))}")
     say(f"hardened checkpoint: {places.out}")
@@ -68,7 +68,7 @@ def main(words: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _resumable(out: Path) -> Iterator[Path]:
+def resumable(out: Path) -> Iterator[Path]:
     """A folder beside `out` for what a hardening needs to go on after a kill; deleted when it is done, or nothing is in it.
 
     Raises:
