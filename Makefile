@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = false
 HOLDFAST_DATA ?= $(CURDIR)/../shared/data
 export HOLDFAST_DATA
 
-.PHONY: demo test hard real lint bench install
+.PHONY: demo test hard real pipelines lint bench install
 
 demo: install
 	$(BIN)/holdfast demo
@@ -21,6 +21,10 @@ hard: install
 real: install
 	$(BIN)/python -m pytest -m real
 	$(BIN)/holdfast audit examples/real.toml --set organism.data=$(HOLDFAST_DATA)
+
+pipelines: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval,inspect]"
+	$(BIN)/python -m pytest -n 2 tests/test_harness.py tests/test_evallog.py tests/test_airgapped.py
 
 lint: install
 	$(BIN)/ruff check .
