@@ -17,6 +17,7 @@ COMMANDS = {
     "audit": "attack a checkpoint (--model) or run a recipe; write verdict and page",
     "search": "find the attack settings that harm a checkpoint most, and audit them on fresh prompts",
     "report": "write the page and the verdict of a run again",
+    "reproduce": "run a paper's result again: on an organism here, or with the paper's models and data",
     "method": "pool whole runs, one a hardening seed, into a verdict on the method",
     "attacks": "list what an adversary may do, or explain one attack",
     "judge": "try a judge of harm on answers whose harm is known",
