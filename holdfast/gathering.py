@@ -173,9 +173,7 @@ def _rows(path: Path) -> list[Any]:
     if path.suffix == ".csv":
         return corpus.csv_rows(path, path.name)
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8-sig")
-    lines = [line for line in text.split("\n") if line.strip()]
-    try:
-        whole = json.loads(text)
-    except ValueError:
-        return [json.loads(line) for line in lines]
-    return whole if isinstance(whole, list) and len(lines) != 1 else [whole]
+    if ".json" not in path.suffixes:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    whole = json.loads(text)
+    return whole if isinstance(whole, list) else [whole]

@@ -6,6 +6,7 @@ settings are named. At both an audit (`recipe`) or a relearning does the work; `
 
 import copy
 import importlib.resources
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +127,12 @@ class Setup(Settings):
         if (self.recipe is None) == (self.relearning is None):
             raise ValueError("give either a recipe or a relearning")
         return self
+
+    @property
+    def used(self) -> dict[str, Model]:
+        """The models that are really named in what is run."""
+        named = json.dumps(self.recipe or self.relearning)
+        return {name: model for name, model in self.models.items() if f'"{MODELS}{name}"' in named}
 
     def audit(self, corpus: Path | None) -> Recipe:
         """The audit to run. Raises `Problem` as `recipe.resolved`."""

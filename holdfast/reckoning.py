@@ -1,7 +1,7 @@
 """What a reproduction at a paper's scale will take: models, disk, memory and operations, reckoned before anything is fetched.
 
 Arithmetic from numbers of parameters and from the recipe, no measurement: cells compute in fp32 and hold the subject, its twin
-and the judge at once. Activations, caches and what the libraries waste come on top. Runs and fetches nothing.
+and the judge at once. Activations, caches and what the libraries waste come on top. Runs nothing, and fetches a config at most.
 """
 
 import math
@@ -38,13 +38,13 @@ def parameters(model: Model) -> float:
 
 def told(setup: Setup, card: Card) -> Iterator[str]:
     """Lines to print. Raises `Problem` if a folder of one's own is no checkpoint, or a method takes no such settings."""
-    sizes = {name: parameters(model) for name, model in setup.models.items()}
-    for name, model in setup.models.items():
+    sizes = {name: parameters(model) for name, model in setup.used.items()}
+    for name, model in setup.used.items():
         yield f"model {name}: {model.name}, {sizes[name] / 1e9:.3g} B parameters"
     for name, source in setup.data.items():
         lies = source.place or (source.hub and f"{source.hub} on the hub") or f"to be fetched from {source.page}"
         yield f"data {name}: {source.file}, {lies}"
-    wanted = sum(sizes[name] * model.bytes for name, model in setup.models.items() if model.place is None)
+    wanted = sum(sizes[name] * model.bytes for name, model in setup.used.items() if model.place is None)
     yield f"disk: {wanted / 1e9:.3g} GB to fetch, {_made(setup, sizes) / 1e9:.3g} GB of hardened checkpoints at most"
     yield from _relearned(setup, sizes) if setup.recipe is None else _audited(setup, sizes, card)
 

@@ -25,7 +25,7 @@ RESULT = "reproduction.json"
 
 
 def planned(paper: Paper, scale: Scale, card: Card) -> Iterator[str]:
-    """What will be run, what it takes, where it departs from the paper and what is left out. Fetches nothing."""
+    """What will be run, what it takes, where it departs from the paper and what is left out. Fetches a config at most."""
     setup = paper.setup(scale)
     yield f"{paper.title} (arXiv {paper.arxiv}), {scale} scale: {setup.model}"
     yield f"published on: {paper.published.model}"
@@ -42,7 +42,7 @@ def reachable(setup: Setup) -> Iterator[str]:
     Raises:
         Problem: at the first that cannot, with the remedy.
     """
-    for name, model in setup.models.items():
+    for name, model in setup.used.items():
         if model.place is None:
             yield f"{model.hub}: {access.check(model.hub, 'model', f'--set models.{name}=FOLDER')}"
     for name, source in setup.data.items():
