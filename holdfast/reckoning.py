@@ -12,7 +12,7 @@ from typing import Any
 from holdfast import train
 from holdfast.checkpoint import Checkpoint
 from holdfast.footprint import CARDS, REACHED, REMEMBERED, Card
-from holdfast.method import Attack, make
+from holdfast.method import Attack, Defense, make
 from holdfast.paper import MODELS, Model, Setup
 from holdfast.plan import looks
 from holdfast.problem import Problem
@@ -76,15 +76,17 @@ def _audited(setup: Setup, sizes: dict[str, float], card: Card) -> Iterator[str]
 
 
 def _planned(setup: Setup, card: Card) -> Iterator[str]:
-    """What hardenings that rehearse attacks say of themselves, by their model's config."""
+    """What hardenings that rehearse attacks say of themselves, by the config of the first subject's model."""
     assert setup.recipe
-    for subject in setup.recipe["subjects"]:
-        harden = dict(subject.get("harden", {}))
-        if harden.pop("method", None) != "tar":
+    first, *others = setup.recipe["subjects"]
+    model = setup.models[first["model"].removeprefix(MODELS)].name
+    for subject in others:
+        harden = dict(subject["harden"])
+        defense = make("defenses", harden.pop("method"), "papers", **harden)
+        if type(defense).planned is Defense.planned:
             continue
-        model = setup.models[str(subject.get("model") or setup.recipe["subjects"][0]["model"]).removeprefix(MODELS)]
         try:
-            lines = [*make("defenses", "tar", "papers", **harden).planned(model.name, setup.tokens, 128, 1, card)]
+            lines = [*defense.planned(model, setup.tokens, setup.tokens // 2, 1, card)]
         except Problem as problem:
             lines = [f"not foretold: {problem}"]
         yield from (f"hardening {subject['name']}: {line}" for line in lines)
