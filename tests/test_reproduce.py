@@ -192,7 +192,8 @@ def test_the_estimate_counts_what_there_is(checkpoint: Callable[[str], tiny.Made
     """A tiny model in the place of both: 16 bytes a weight of subject in training, 4 of its twin, 2 of the judge."""
     place = checkpoint("llama").aligned
     count = sum(weight.numel() for weight in tiny.weights(place).values())
-    setup = paper.load("tar", "paper", (f"models.aligned={place}", f"models.judge={place}", "recipe.seeds=[0]")).paper
+    places = (f"models.aligned={place}", f"models.judge={place}")
+    setup = paper.load("tar", "paper", (*places, "recipe.seeds=[0]", "tokens=16")).paper
     lines = "\n".join(reckoning.told(setup, "h200"))
     assert f"model aligned: {place}, {count / 1e9:.3g} B parameters" in lines
     assert f"memory of a cell: {22 * count / 1e9:.3g} GB" in lines and "which fits one h200" in lines
