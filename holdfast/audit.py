@@ -80,20 +80,20 @@ def run(
             audit.write("recipe.json", dump(recipe))
             working.prepare(["holdfast.hardened", "holdfast.job", *_shipped(recipe)])
             kept = _kept(keep_answers, keep_weights)
-            manifest = prepare.prepared(recipe, audit, _teller(console), kept, seen, _workers(processes))
+            manifest = prepare.prepared(recipe, audit, teller(console), kept, seen, workers(processes))
         except Problem:
             made = any((folder / "subjects" / f"{subject.name}.json").is_file() for subject in recipe.subjects)
             if fresh and not made:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         jobs = _jobs(recipe, audit, manifest, keep_answers, keep_weights)
-        todo = _todo(audit, jobs, _teller(console))
+        todo = _todo(audit, jobs, teller(console))
         if len(todo) < len(jobs):
             console.print(f"{len(jobs) - len(todo)} of {len(jobs)} cells are done already; {len(todo)} to go")
         each = _each(executor, processes, gpus_per_cell)
         with _progress(console, len(jobs), len(jobs) - len(todo)) as tell:
             told = _told(todo, each) if executor == "local" else todo
-            _run_cells(audit, partial(each, partial(_work, _installed()), told), tell, _teller(console))
+            _run_cells(audit, partial(each, partial(_work, _installed()), told), tell, teller(console))
     return audit
 
 
@@ -165,10 +165,10 @@ def _each(executor: Executor, processes: int | None, gpus: float | None) -> Call
     """What runs jobs, given what a job does, the jobs, and what becomes of those that are done and those that died."""
     if executor == "ray":
         return partial(cluster.each, processes, gpus)
-    return partial(working.each, _workers(processes))
+    return partial(working.each, workers(processes))
 
 
-def _workers(processes: int | None) -> int:
+def workers(processes: int | None) -> int:
     """How many processes run here at a time."""
     return processes or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
 
@@ -224,7 +224,7 @@ def _installed() -> dict[str, str]:
     return {"holdfast": holdfast.__version__, **prepare.versions()}
 
 
-def _teller(console: Console) -> Say:
+def teller(console: Console) -> Say:
     """Prints a line as it is: names and numbers of others may hold what looks like markup."""
     return lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
@@ -234,7 +234,7 @@ def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[Cel
     columns = (SpinnerColumn(), TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("cells", total=total, completed=done)
-        started, say = time.monotonic(), _teller(console)
+        started, say = time.monotonic(), teller(console)
 
         def tell(finished: Cell) -> None:
             say(f"{_line(finished)}  ({time.monotonic() - started:.0f} s)")

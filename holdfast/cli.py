@@ -21,6 +21,7 @@ COMMANDS = {
     "search": "find the attack settings that harm a checkpoint most, and audit them on fresh prompts",
     "report": "write the page and the verdict of a run again",
     "label": "read some of a run's answers yourself, and correct its harm by what you find",
+    "reproduce": "run a paper's result again: on an organism here, or with the paper's models and data",
     "method": "pool whole runs, one a hardening seed, into a verdict on the method",
     "attacks": "list what an adversary may do, or explain one attack",
     "judge": "try a judge of harm on answers whose harm is known",

@@ -75,15 +75,17 @@ class Pace(NamedTuple):
     """For one row to be trained on."""
 
     def of(self, attack: AttackRecipe) -> float:
-        """For a cell of this attack: looks at its milestones (of a severity at each point), and training."""
+        """For a cell of this attack: looks, and training."""
         steps = int(attack.settings.get("steps", 0))
-        listed = [len(value) for value in attack.settings.values() if isinstance(value, list)]
-        looks = (
-            2 + sum(1 for _ in takewhile(lambda due: due < steps, milestones()))
-            if steps
-            else 1 + max(listed, default=1)
-        )
-        return looks * self.look + steps * int(attack.settings.get("batch", 1)) * self.row
+        return looks(attack) * self.look + steps * int(attack.settings.get("batch", 1)) * self.row
+
+
+def looks(attack: AttackRecipe) -> int:
+    """How often a cell of this attack has the judge's prompts answered: at its milestones, of a severity at each point."""
+    steps = int(attack.settings.get("steps", 0))
+    if steps:
+        return 2 + sum(1 for _ in takewhile(lambda due: due < steps, milestones()))
+    return 1 + max((len(value) for value in attack.settings.values() if isinstance(value, list)), default=1)
 
 
 def _pace(recipe: Recipe) -> Pace | None:

@@ -84,6 +84,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "early_exit": [{"head": "lens"}, {"head": "tuned", "steps": 3}],
     "lox": [{}, {"rank": 2, "strength": 0.5, "part": "random"}],
     "realign": [{"steps": 3, "batch": 4}],
+    "prefer": [{**SHORT, "pairs": Path(__file__).parent / "pairs.jsonl"}],
     "mlac": [
         {"steps": 2, "inner_steps": 2, "batch": 6, "inner_batches": (4,)},
         {"steps": 2, "inner_steps": 2, "batch": 6, "inner_batches": (4,), "order": "exact", "inner_optimizer": "sgd"},
@@ -537,8 +538,7 @@ def test_a_file_of_one_s_own(tmp_path: Path, checkpoint: Make, corpus: Corpus, m
         ),
         (
             "attacks",
-            "from holdfast.method import Attack\nclass Half(Attack): pass\n",
-            "defines 0 methodsattacks",
+            "from holdfast.method import Attack\nclass Half(Attack): pass\ndefines 0 methodsattacks",
             OWN_EVAL,
             "defines 0 methods",
         ),
