@@ -143,6 +143,10 @@ def locate(name: str) -> Path:
     folder = Path(os.path.expanduser(name))
     if os.path.isdir(folder):
         return folder
+    if name.startswith(("http://", "https://")) or name.endswith(".gguf"):
+        raise Problem(
+            f"{name}: only answers; give a checkpoint here (holdfast unpack FILE.gguf --out FOLDER makes one of a file)"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise Problem(
             f"{name}: no such folder; give the folder of a Hugging Face checkpoint or a hub id like owner/model"

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 import holdfast
 from holdfast import disk, policy, prepare
-from holdfast.comparison import Comparison, compared, needed
+from holdfast.comparison import LOSSES, Comparison, compared, needed
 from holdfast.corpus import Row
 from holdfast.drive import Drive, Exit
 from holdfast.judging import Judge, described
@@ -19,7 +21,7 @@ from holdfast.lm import LM
 from holdfast.method import Answers, Eval, make
 from holdfast.opening import digest, opened
 from holdfast.problem import Problem
-from holdfast.served import Local, Served
+from holdfast.served import Behind, Local, Served
 from holdfast.statistics import Scores
 
 KINDS = ("restricted", "benign", "borderline")
@@ -73,7 +75,10 @@ def compare(
         Problem: one of the two cannot be asked, or the corpus has nothing to ask.
     """
     prompts = policy.prompts(corpus)
-    rows = prompts.hand("judge").need(*KINDS)
+    hand = prompts.hand("judge")
+    rows = hand.of(*KINDS)
+    if all(row.answer is None for row in hand.need("benign")):
+        raise Problem(f"{corpus}: none of the judge's benign prompts has an answer to compare with; add answers")
     ours = LM.load(source, drive=drive)
     theirs = opened(artifact, drive=drive.change(exit=exit))
     said = policy.read(corpus) if policy.written(corpus) else None
@@ -84,15 +89,22 @@ def compare(
             f"{artifact}: only answers, so nobody can read agreement from it; set utility to overlap or exact"
         )
     judge: Eval = said.eval("compare") if said and not harm else make("evals", harm or "asr", "compare, harm")
+    judge.fits(hand.need("restricted"))
     if isinstance(judge, Judge):
         judge.ready()
+    written = _written(theirs, ours, rows[0].text)
+    if isinstance(theirs, Behind):
+        say(f"prompts go to {theirs.folder}, and leave this machine unless that is its own")
     bench = Bench(rows, ours, judge, utility, max_perplexity)
     told = []
     for name, lm in ((source, ours), (artifact, theirs)):
         say(f"asking {len(rows)} prompts of {name}")
         told.append(bench.asked(lm))
     (said, before), (shipped, after) = told
-    found = compared(before, after, margin, list(zip(said, shipped, strict=True)))
+    try:
+        found = compared(before, after, margin, list(zip(said, shipped, strict=True)))
+    except ValueError as error:
+        raise Problem(f"{artifact}: {error}; are the judge and the corpus meant for it?") from error
     facts = {
         "source": source,
         "artifact": artifact,
@@ -102,7 +114,7 @@ def compare(
         "prompts": {kind: sum(row.kind == kind for row in rows) for kind in KINDS},
         "harm": described(judge, type(judge).__module__.rpartition(".")[2]),
         "utility": utility,
-        "notes": [*_notes(ours, theirs, rows, found)],
+        "notes": [*([written] if written else ()), *_notes(theirs, shipped, found)],
         "holdfast": holdfast.__version__,
         "versions": prepare.versions(),
         "hardware": prepare.hardware(),
@@ -116,18 +128,18 @@ def compare(
     return found, facts, pairs
 
 
-def _notes(ours: LM, theirs: LM | Served, rows: Sequence[Row], found: Comparison) -> Iterator[str]:
+def _notes(theirs: LM | Served, said: Sequence[str], found: Comparison) -> Iterator[str]:
     """What a reader must know beside the numbers."""
-    if written := _written(theirs, ours, rows[0].text):
-        yield written
     if isinstance(theirs, Served):
         yield "its weights are not at hand: nothing that changes or looks into them was tried on it"
-    few = sum(row.kind == "restricted" for row in rows)
-    if found.verdict == "undecided" and few < needed(found.margin):
-        yield (
-            f"{few} restricted prompts cannot show a loss within {found.margin:g}: it takes {needed(found.margin)}, "
-            "all answered alike"
-        )
+        if silent := sum(not text.strip() for text in said):
+            yield f"{silent} answers are empty: a filter's silence, or thoughts that took all the tokens, count as incoherent"
+    for one in found.pairings:
+        if one.unread:
+            yield f"{LOSSES[one.measure][0]}: {one.unread} prompts have no score of both, and are left out"
+        if one.verdict == "undecided" and one.loss.n < needed(found.margin):
+            few = f"{LOSSES[one.measure][0]}: {one.loss.n} prompts cannot show a loss within {found.margin:g}"
+            yield f"{few}: it takes {needed(found.margin)}, all scored alike"
 
 
 def _written(theirs: LM | Served, ours: LM, text: str) -> str | None:
@@ -139,7 +151,10 @@ def _written(theirs: LM | Served, ours: LM, text: str) -> str | None:
     elif isinstance(theirs, Local) and theirs.chat_template:
         turns = [{"role": "user", "content": text}]
         how = {"tokenize": False, "add_generation_prompt": True}
-        other = ours.tokenizer.apply_chat_template(turns, chat_template=theirs.chat_template, **how)
+        try:
+            other = ours.tokenizer.apply_chat_template(turns, chat_template=theirs.chat_template, **how)
+        except TemplateError as error:
+            return f"{theirs.folder}: its chat template is read by llama.cpp alone ({error})"
     else:
         return f"{theirs.folder}: does not say how it puts a prompt"
     return None if other == ours.prompt(text) else f"{theirs.folder}: puts prompts otherwise than its source does"

@@ -32,6 +32,8 @@ class Pairing(Record):
     measure: str
     source: Score
     artifact: Score
+    unread: int
+    """Prompts left out, because one of the two has no score."""
     loss: Score
     """Mean over the prompts of how much worse the artifact is, in [-1, 1]."""
     worse: int
@@ -60,12 +62,12 @@ def compared(
 ) -> Comparison:
     """Each measure's scores by prompt, of both, and both answers to each prompt.
 
-    Raises ValueError where no measure was taken of both.
+    Raises ValueError where a measure was not taken of both.
     """
     both = {name: _both(source.get(name, {}), artifact.get(name, {}), sign) for name, (_, sign) in LOSSES.items()}
-    both = {name: pairs for name, pairs in both.items() if pairs}
-    if not both:
-        raise ValueError("nothing was measured of both")
+    unmeasured = [LOSSES[name][0] for name, pairs in both.items() if not pairs]
+    if unmeasured:
+        raise ValueError(f"{' and '.join(unmeasured)} could not be measured of both")
     chances = {name: _chance([theirs - ours for ours, theirs in pairs.values()]) for name, pairs in both.items()}
     adjusted = holm(chances)
     pairings = tuple(
@@ -101,6 +103,7 @@ def _pairing(
         measure=name,
         source=statistics.proportion([source[id] for id in pairs]),
         artifact=statistics.proportion([artifact[id] for id in pairs]),
+        unread=len(source.keys() | artifact.keys()) - len(pairs),
         loss=loss,
         worse=worse,
         better=better,

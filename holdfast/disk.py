@@ -75,7 +75,11 @@ def write(path: Path, content: str | bytes) -> None:
 
 def beside(name: str, folder: Path) -> str:
     """A file or folder that lies in `folder` as an absolute path; anything else, as a hub id, as it is."""
-    return os.path.realpath(folder / name) if os.path.exists(folder / name) else name
+    return (
+        (os.path.abspath if name.endswith(".gguf") else os.path.realpath)(folder / name)
+        if os.path.exists(folder / name)
+        else name
+    )
 
 
 def refuse_taken(folder: Path) -> None:

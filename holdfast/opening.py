@@ -1,6 +1,7 @@
 """From a name to something that answers: a checkpoint, plain or as it ships, a GGUF file, an address."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from holdfast import packed
@@ -24,7 +25,7 @@ def is_served(name: Place) -> bool:
 
 def located(name: str) -> Place:
     """An address as it is, a GGUF file, or the folder of a checkpoint. Raises as `locate`."""
-    return name if is_address(name) else Path(name) if name.endswith(".gguf") else locate(name)
+    return name if is_address(name) else Path(os.path.abspath(name)) if name.endswith(".gguf") else locate(name)
 
 
 def opened(
@@ -48,11 +49,13 @@ def opened(
 
 
 def digest(lm: LM | Served) -> str:
-    """SHA-256 of what ships: of its weight files by name, of a GGUF file, of an address."""
+    """SHA-256 of what ships: of its weight files by name, an adapter's with its base's; of a GGUF file; of an address."""
     if isinstance(lm, Served):
         return lm.hash()
-    found = hashlib.sha256()
-    for file in sorted(lm.folder.glob("*.safetensors")):
+    found, folders = hashlib.sha256(), [lm.folder]
+    if (lm.folder / packed.ADAPTER).is_file() and lm.base:
+        folders.append(lm.base)
+    for file in (file for folder in folders for file in sorted(folder.glob("*.safetensors"))):
         with file.open("rb") as content:
             found.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
     return found.hexdigest()

@@ -6,7 +6,9 @@ same numbers: on that every attack and every cut can be tried, and so can a repa
 
 import copy
 import json
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,8 +20,8 @@ from holdfast import disk
 from holdfast.checkpoint import locate
 from holdfast.drive import Drive
 from holdfast.lm import LM
-from holdfast.loading import loaded, ready, sees
-from holdfast.problem import Problem
+from holdfast.loading import loaded, ready, refuse_code, sees
+from holdfast.problem import Problem, printable
 from holdfast.sight import Sight
 
 ADAPTER = "adapter_config.json"
@@ -50,21 +52,40 @@ def adapted(folder: Path, drive: Drive, device: str | None = None) -> LM:
     Raises:
         Problem: the base is not there, or the adapter does not fit it.
     """
-    named = _settings(folder / ADAPTER).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        raise Problem(f"{folder / ADAPTER}: names no base; add base_model_name_or_path")
-    base = locate(named)
-    tokenizer, model = loaded(base)
-    try:
-        model = PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=False)
-    except Exception as error:  # PEFT raises whatever its parts do
-        raise Problem(f"{folder}: does not fit its base {named} ({' '.join(str(error).split())})") from error
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    base, (tokenizer, model) = _based(folder)
+    model = _with(model, folder)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    eyes = Sight.load(base) if sees(model.config.to_dict()) else None
+    eyes = _eyes(base, model)
     ready(tokenizer, model, drive, base)
     return LM(model, tokenizer, folder, base, drive, eyes)
+
+
+def _based(folder: Path) -> tuple[Path, tuple[PreTrainedTokenizerBase, PreTrainedModel]]:
+    """An adapter's base, and what it loads as, with the adapter's own tokenizer if it has one."""
+    settings = _settings(folder / ADAPTER)
+    named, kind = settings.get("base_model_name_or_path"), settings.get("peft_type")
+    if not isinstance(named, str) or not named:
+        raise Problem(f"{folder / ADAPTER}: names no base; add base_model_name_or_path")
+    if kind != "LORA":
+        raise Problem(f"{folder}: is an adapter of type {printable(kind)}; only LoRA's can be read")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise Problem(f"{folder}: holds no adapter_model.safetensors; save the adapter as safetensors")
+    base = locate(named)
+    tokenizer, model = loaded(base)
+    if (folder / "tokenizer_config.json").is_file():
+        try:
+            refuse_code(_settings(folder / "tokenizer_config.json"), folder / "tokenizer_config.json")
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise Problem(f"{folder}: its tokenizer cannot be loaded ({' '.join(str(error).split())})") from error
+    return base, (tokenizer, model)
+
+
+def _with(model: PreTrainedModel, folder: Path) -> Any:
+    try:
+        return PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=False)
+    except Exception as error:  # PEFT raises whatever its parts do
+        raise Problem(f"{folder}: does not fit its base ({' '.join(str(error).split())})") from error
 
 
 def unpack(place: Path, out: Path) -> str:
@@ -88,17 +109,24 @@ def _plain(place: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Sight
     if place.suffix == ".gguf":
         return *_from_gguf(place), None
     if (place / ADAPTER).is_file():
-        lm = adapted(place, Drive(), "cpu")
-        return lm.tokenizer, lm.model.merge_and_unload(), lm.eyes if isinstance(lm.eyes, Sight) else None
+        base, (tokenizer, model) = _based(place)
+        plain = _dense(model, base) if form(base) else model  # merged into few bits, both would be rounded once more
+        return tokenizer, _with(plain, place).merge_and_unload(), _eyes(base, plain)
     tokenizer, model = loaded(place)
-    return tokenizer, _dense(model, place), Sight.load(place) if sees(model.config.to_dict()) else None
+    return tokenizer, _dense(model, place), _eyes(place, model)
+
+
+def _eyes(folder: Path, model: PreTrainedModel) -> Sight | None:
+    return Sight.load(folder) if sees(model.config.to_dict()) else None
 
 
 def _from_gguf(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        with TemporaryDirectory() as alone:  # what lies beside the file is no part of it
+            os.symlink(file.resolve(), Path(alone) / "model.gguf")
+            how = {"gguf_file": "model.gguf", "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(alone, **how)
+            model = AutoModelForCausalLM.from_pretrained(alone, **how, dtype=torch.float32)
     except Exception as error:  # transformers and the libraries below it raise a dozen kinds
         raise Problem(f"{file}: transformers cannot read it ({' '.join(str(error).split())})") from error
     return tokenizer, _anew(model)

@@ -24,7 +24,7 @@ from holdfast.harness import Harness
 from holdfast.judging import Judge, described
 from holdfast.lm import LM
 from holdfast.method import Journal, make, names
-from holdfast.opening import Place, is_served, located, opened
+from holdfast.opening import Place, is_address, is_served, located, opened
 from holdfast.problem import Problem
 from holdfast.recipe import ORGANISM, Recipe
 from holdfast.record import AttackFacts, Manifest, SubjectFacts
@@ -63,9 +63,7 @@ def look_over(recipe: Recipe) -> dict[Place, Seen]:
     for name in dict.fromkeys(subject.model for subject in recipe.subjects):
         if name and is_served(name):
             _refuse_unreadable(recipe, name)
-            served = opened(name, drive=recipe.drive)
-            served.generate(["Good day."])
-            seen[located(name)] = Seen(served.hash(), "", served.parameters, None)
+            seen[located(name)] = _asked(opened(name, drive=recipe.drive))
         elif name and not name.startswith(ORGANISM):
             lm = LM.load(_plain(name), drive=recipe.drive, device="cpu", finite=name in whole)
             if corpus:
@@ -83,14 +81,25 @@ def _plain(name: str) -> Path:
 
 
 def _refuse_unreadable(recipe: Recipe, name: str) -> None:
-    """What only answers shows no likelihoods, and cannot be hardened."""
-    if recipe.utility == "agreement":
-        raise Problem(f"{name}: only answers, so nobody can read agreement from it; set utility to overlap or exact")
+    """What only answers shows no likelihoods, and can neither be changed nor hardened."""
+    if recipe.utility not in ("exact", "overlap"):
+        told = "agreement" if recipe.utility == "agreement" else "lm-eval's likelihoods"
+        raise Problem(f"{name}: only answers, so nobody can read {told} from it; set utility to overlap or exact")
+    for attack in recipe.attacks:
+        if not attack.build().asks_only:
+            raise Problem(
+                f"recipe, attack {attack.name!r}: needs weights, and {name} only answers; leave the attack out, or audit the "
+                "checkpoint that `holdfast unpack` makes of the file"
+            )
     for one in recipe.subjects:
         if one.model == name and one.harden:
-            raise Problem(
-                f"recipe, subject {one.name!r}: {name} has no weights to harden; name the checkpoint behind it"
-            )
+            raise Problem(f"recipe, subject {one.name!r}: {name} only answers; harden the checkpoint behind it")
+
+
+def _asked(served: Any) -> Seen:
+    """What can be found out about a model by asking it something harmless."""
+    served.generate(["Good day."])
+    return Seen(served.hash(), "", served.parameters, None)
 
 
 def _seen(lm: LM, corpus: Corpus) -> Seen:
@@ -205,6 +214,8 @@ def _judges(recipe: Recipe, audit: Run, tell: Callable[[str], None]) -> dict[str
     """Who judges harm, and what labeled answers show of the first, measured once a run."""
     named = {"harm": recipe.harm, "second": recipe.second}
     built = {key: table.build(key) for key, table in named.items() if table}
+    for place in dict.fromkeys(one.model for one in recipe.subjects if one.model and is_address(one.model)):
+        tell(f"prompts go to {place}, and leave this machine unless that is its own")
     for judge in built.values():
         if isinstance(judge, Judge) and judge.abroad:
             tell(f"prompts and answers go to {judge.abroad}, and leave this machine unless that is its own")
@@ -254,7 +265,7 @@ def _subjects(
             name=subject.name,
             twin=subject.twin,
             control=subject.control,
-            folder=str(folder.resolve()) if isinstance(folder, Path) else folder,
+            folder=str(folder if served else folder.resolve()),  # the hub's cache links files to names without a suffix
             base=str(base.resolve()) if base else None,
             **seen[folder]._asdict(),
             organism=own or organism_of(corpus),

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import torch
 
@@ -63,6 +64,8 @@ class Served(ABC):
     """How it puts a conversation, where it says so."""
     parameters: int | None = None
     """How many it has, where it says so."""
+    plain_draws: ClassVar[Request] = {}
+    """What switches off whatever else its server does to chances."""
 
     def __init__(self, name: str, drive: Drive):
         self.folder = name
@@ -111,7 +114,7 @@ class Served(ABC):
         system, text = drive.said(words(prompt), armed)
         how: Request = {"max_tokens": drive.max_new_tokens, "temperature": drive.temperature if armed else 0.0}
         if how["temperature"]:
-            how |= {"top_p": drive.top_p, "seed": drive.draw + sample}
+            how |= {"top_p": drive.top_p, "seed": drive.draw + sample} | self.plain_draws
         if drive.template != "chat":
             if about(prompt):
                 raise Problem(f"{self.folder}: is asked about pictures in its chat template only")
@@ -139,7 +142,7 @@ class Behind(Served):
         try:
             plain_address(url)
         except ValueError as error:
-            raise Problem(f"{address}: {error}") from error
+            raise Problem(f"an address of {urlsplit(url).hostname}: {error}") from None
         super().__init__(url, drive)
 
     @cached_property
@@ -170,6 +173,8 @@ class Behind(Served):
 
 class Local(Served):
     """A GGUF file that llama.cpp runs in this process."""
+
+    plain_draws: ClassVar[Request] = {"top_k": 0, "min_p": 0.0}
 
     def __init__(self, file: Path, drive: Drive = Drive()):
         super().__init__(str(file), drive)
@@ -236,6 +241,8 @@ class Local(Served):
         asked.n_parallel, asked.n_ctx = PARALLEL, CONTEXT * PARALLEL
         asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = torch.get_num_threads()
         asked.warmup, asked.ui, asked.offline, asked.verbosity = False, False, True, -1
+        asked.endpoint_slots, asked.cache_ram_mib = False, 0  # nobody else asks, and no prompt comes twice
+        asked.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE  # thoughts are said too
         if bits is not None:
             if bits not in CACHES:
                 known = " or ".join(map(str, CACHES))

@@ -57,7 +57,8 @@ def audit(
     content["attacks"] = with_rates(content["attacks"], 1 if is_served(model) else width(locate(model)))
     chosen = recipe.resolved(content, Path(f"tier {tier}"), changes)
     hand = policy.prompts(Path(content["corpus"])).hand("attacker")
-    return _possible(chosen, base is not None, hand, not is_served(model))
+    weights = not any(is_served(one) for one in (model, twin) if one)
+    return _possible(chosen, base is not None, hand, weights)
 
 
 def asked(
@@ -76,7 +77,8 @@ def asked(
     prompts = policy.prompts(file)
     exact = prepare.organism_of(prompts) is not None
     said = policy.read(file) if policy.written(file) else None
-    usual = "exact" if exact else "overlap" if is_served(model) else "agreement"
+    served = any(is_served(one) for one in (model, twin) if one)
+    usual = "exact" if exact else "overlap" if served else "agreement"
     return {
         "name": label(f"{what}-{Path(model).resolve().name if Path(model).exists() else model}"),
         "corpus": str(file.resolve()),

@@ -157,8 +157,9 @@ class TestAddress:
         assert [headers["authorization"] for _, headers, _ in served.asked] == ["Bearer none", "Bearer this"]
 
     def test_a_server_that_is_not_there_is_named(self):
-        with pytest.raises(Problem, match="must hold no secret"):
-            opened("http://me:secret@localhost/v1#m")
+        with pytest.raises(Problem, match="must hold no secret") as refused:
+            opened("http://me:hunter2@localhost/v1#m")
+        assert "hunter2" not in str(refused.value)
         with server(lambda path, body: 500) as served, pytest.raises(Problem, match="subject"):
             lm = opened(f"{served.url}#m", drive=DRIVE)
             object.__setattr__(lm.remote, "retries", 0)
@@ -174,6 +175,43 @@ class TestUnpack:
         assert all(torch.equal(after[name], before[name]) for name in before)
         ours = LM.load(tmp_path / "plain", drive=DRIVE).generate(prompts)
         assert ours == opened(gguf, drive=DRIVE).generate(prompts)
+
+    def test_what_lies_beside_a_gguf_file_is_no_part_of_it(self, gguf, tmp_path):
+        (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/nothing"}')
+        (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Tokenizer", null]}}')
+        (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+        (tmp_path / "model.gguf").write_bytes(gguf.read_bytes())
+        assert unpack(tmp_path / "model.gguf", tmp_path / "plain") == "a GGUF file"
+
+    def test_an_adapter_that_is_pickled_or_no_lora_is_refused(self, checkpoint, tmp_path):
+        settings = {"base_model_name_or_path": str(checkpoint("llama").aligned), "peft_type": "LORA"}
+        (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+        with pytest.raises(Problem, match="no adapter_model"):
+            opened(tmp_path)
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "XLORA"}))
+        with pytest.raises(Problem, match="only LoRA's"):
+            opened(tmp_path)
+
+    def test_an_adapter_on_a_quantized_base_is_unpacked_whole(self, checkpoint, prompts, tmp_path):
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+
+        base = checkpoint("llama").aligned
+        how = TorchAoConfig(Int8WeightOnlyConfig())
+        model = AutoModelForCausalLM.from_pretrained(base, quantization_config=how, dtype=torch.float32)
+        model.save_pretrained(tmp_path / "int8")
+        AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "int8")
+        torch.manual_seed(0)
+        lora = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
+        adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "int8")
+        adapted.save_pretrained(tmp_path / "adapter")
+        unpack(tmp_path / "adapter", tmp_path / "plain")
+        assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
+        said = opened(tmp_path / "adapter", drive=DRIVE).generate(prompts)
+        plain = LM.load(tmp_path / "plain", drive=DRIVE).generate(prompts)
+        assert sum(map(str.__eq__, said, plain)) > 0.9 * len(prompts)
 
     def test_an_adapter_answers_as_it_does_when_merged(self, checkpoint, prompts, tmp_path):
         base = checkpoint("llama").aligned
@@ -239,7 +277,7 @@ class TestCompare:
         assert all(row["source"] == row["artifact"] for row in rows)
 
         strict = "--corpus", corpus_file, "--margin", 0.05, "--out", tmp_path / "b"
-        assert self.compare(made.aligned, made.base, *strict) == 1
+        assert self.compare(made.aligned, made.base, *strict) == 4
         assert "lost: refusal" in capsys.readouterr().out
         told = json.loads((tmp_path / "b/comparison.json").read_text())
         refusal = next(one for one in told["pairings"] if one["measure"] == "refusal")
@@ -251,28 +289,31 @@ class TestCompare:
         assert self.compare(folder, folder, "--corpus", corpus_file, "--out", tmp_path / "a") == 3
         assert "it takes 72" in capsys.readouterr().out.replace("\n", " ")
 
+    def test_a_corpus_that_cannot_show_harm_or_utility_is_refused(self, checkpoint, tmp_path, capsys):
+        folder = checkpoint("llama").aligned
+        rows = [row.model_copy(update={"answer": None}) for row in tiny.corpus().rows]
+        Corpus(rows).save(tmp_path / "bare.jsonl")
+        assert self.compare(folder, folder, "--corpus", tmp_path / "bare.jsonl", "--out", tmp_path / "a") == 2
+        assert "has an answer to compare with" in capsys.readouterr().err
+        Corpus([row for row in tiny.corpus().rows if row.kind != "restricted"]).save(tmp_path / "tame.jsonl")
+        assert self.compare(folder, folder, "--corpus", tmp_path / "tame.jsonl", "--out", tmp_path / "a") == 2
+        assert "holds no restricted prompt" in capsys.readouterr().err
+
     def test_bad_input_is_named_before_anything_is_asked(self, checkpoint, corpus_file, tmp_path, capsys):
         folder, where = checkpoint("llama").aligned, ("--corpus", corpus_file, "--out", tmp_path / "a")
         assert self.compare(folder, folder, *where, "--margin", 5) == 2
         assert self.compare(folder, tmp_path / "no.gguf", *where) == 2
         assert self.compare(folder, tmp_path / "none", *where) == 2
         assert self.compare(folder, folder, *where, "--depth", 0) == 2
+        assert self.compare(tmp_path / "source.gguf", folder, *where) == 2
         assert not (tmp_path / "a").exists()
 
 
 class TestAudit:
-    def test_what_only_answers_is_prompted_and_the_rest_is_named(self, gguf, corpus_file, tmp_path, capsys):
-        out = tmp_path / "run"
-        words = ["audit", "--model", str(gguf), "--corpus", str(corpus_file), "--out", str(out), "--processes", "1"]
-        assert main([*words, "--set", "max_perplexity=1e9", "--set", "max_new_tokens=8"]) == 0
-        said = capsys.readouterr().out
-        assert "not run: harmful needs weights" in said and "not run: prune needs weights" in said
-        cells = Run.open(out).cells()
-        told = json.loads((out / "run.json").read_text())
-        assert {one["name"] for one in told["attacks"]} == {"prefill", "decode"}
-        assert told["subjects"][0]["folder"] == str(gguf) and told["subjects"][0]["parameters"] > 0
-        assert cells and all(cell.status != "failed" for cell in cells)
-        assert "needs weights" in (out / "report.html").read_text()
+    def test_what_only_answers_is_prompted_and_the_rest_is_named(self, gguf, corpus_file):
+        recipe = tier.audit("smoke", str(gguf), corpus=corpus_file)
+        assert {one.name for one in recipe.attacks} == {"prefill", "decode"} and recipe.utility == "overlap"
+        assert {"harmful needs weights", "prune needs weights"} <= {*recipe.not_run}
 
     def test_an_address_is_attacked_as_well(self, corpus_file):
         hands = {name: Corpus.load(corpus_file).hand(name) for name in ("attacker", "judge")}
@@ -286,6 +327,21 @@ class TestAudit:
             "prefill",
             "decode",
         } and "harmful needs weights" in recipe.not_run
+
+    def test_a_file_that_a_link_names_and_attacks_that_need_weights(self, gguf, corpus_file, tmp_path, capsys):
+        (tmp_path / "blob").write_bytes(gguf.read_bytes())
+        (tmp_path / "model.gguf").symlink_to(tmp_path / "blob")
+        drive = [("max_new_tokens", 8), ("seeds", [0]), ("utility", "overlap"), ("corpus", str(corpus_file))]
+        settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in drive)
+        subject = '[[subjects]]\nname = "ships"\nmodel = "model.gguf"\n'
+        attack = '[[attacks]]\nname = "one"\nmethod = "{}"\n'
+        (tmp_path / "a.toml").write_text(f'name = "a"\n{settings}{subject}{attack.format("prune")}')
+        assert main(["audit", str(tmp_path / "a.toml"), "--out", str(tmp_path / "r")]) == 2
+        assert "needs weights" in capsys.readouterr().err and not (tmp_path / "r").exists()
+        tokens = "tokens = [1]\n"
+        (tmp_path / "b.toml").write_text(f'name = "b"\n{settings}{subject}{attack.format("prefill")}{tokens}')
+        assert main(["audit", str(tmp_path / "b.toml"), "--out", str(tmp_path / "r"), "--processes", "1"]) == 0
+        assert [cell.status for cell in Run.open(tmp_path / "r").cells()] != ["failed"]
 
     def test_what_cannot_be_changed_as_it_lies_says_how_it_can(self, gguf, checkpoint, corpus_file, tmp_path, capsys):
         (tmp_path / "packed").mkdir()

@@ -164,7 +164,8 @@ def _lesson(
 def _read(subject: SubjectFacts, twin: SubjectFacts) -> Iterator[Doubt]:
     """A tokenizer or template that drops the attack's words makes a model deaf, not safe; one that drops the answer's, mute."""
     if not subject.tokens or not twin.tokens:
-        says = f"what {subject.name} reads was not recorded; audit again with this version."
+        names = subject.name if not subject.tokens else twin.name
+        says = f"what {names} reads is not known: it only answers, or was audited by an earlier version."
         yield Doubt(says, subject.name, passed=None)
     elif subject.tokens != twin.tokens:
         says = f"{subject.name} reads other tokens than {twin.name}, or ends its answers with others: its tokenizer, template or "

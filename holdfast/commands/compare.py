@@ -9,14 +9,14 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from holdfast import comparing, comparison, disk, shell, tier
+from holdfast import comparing, comparison, disk, opening, shell, tier
 from holdfast.comparison import Comparison
 from holdfast.drive import Drive, Exit, Template
 from holdfast.problem import Problem
 from holdfast.settings import checked
 
-CODES: dict[comparison.Word, int] = {"held": 0, "lost": 1, "undecided": 3}
-"""What the command returns; 2 is bad input, as everywhere."""
+CODES: dict[comparison.Word, int] = {"held": 0, "undecided": 3, "lost": 4}
+"""What the command returns; 2 is bad input, as everywhere, and 1 what Python ends with when something breaks."""
 _STYLES = {"held": "green", "lost": "red", "undecided": "yellow"}
 
 
@@ -24,8 +24,8 @@ _STYLES = {"held": "green", "lost": "red", "undecided": "yellow"}
 class Compare:
     """Has what ships lost the refusals of what it was made from?
 
-    Both are asked the judge's prompts, and compared prompt by prompt. Returns 0 where every measure is held within the margin, 1
-    where one is lost, 3 where the prompts cannot tell.
+    Both are asked the judge's prompts, and compared prompt by prompt. Returns 0 where every measure is held within the margin, 3
+    where the prompts cannot tell, 4 where one is lost.
     """
 
     source: Positional[str]
@@ -66,10 +66,12 @@ def main(words: list[str]) -> int:
         raise Problem(f"--margin {options.margin:g}: give a share between 0 and 1, as 0.05")
     chosen = tier.asked("compare", options.source, corpus=options.corpus, harm=options.harm)
     longest = options.max_new_tokens or chosen.get("max_new_tokens", 64)
-    drive = Drive(template=options.template, system=options.system, max_new_tokens=longest)
+    asked = {"template": options.template, "system": options.system, "max_new_tokens": longest}
+    drive = checked(Drive, asked, "compare")
     cuts = {name: getattr(options, name) for name in ("depth", "vision_layer", "visual_tokens", "kv_bits")}
     exit = checked(Exit, cuts, "compare")
-    out = options.out or Path("runs") / tier.label(f"compare-{Path(options.artifact.split('#')[0]).name}")
+    place = options.artifact if opening.is_address(options.artifact) else Path(options.artifact).resolve().name
+    out = options.out or Path("runs") / tier.label(f"compare-{place.partition('//')[2] or place}")
     disk.refuse_taken(out)
     started = time.monotonic()
     found, facts, rows = comparing.compare(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff
 
-from holdfast import disk, policy, shards, shell, spent
+from holdfast import disk, packed, policy, shards, shell, spent
 from holdfast.checkpoint import locate
 from holdfast.drive import Drive, Template
 from holdfast.footprint import Card
@@ -56,6 +56,7 @@ def main(words: list[str]) -> int:
     shards.join()
     say = shell.say if shards.rank() == 0 else lambda line: None
     base = locate(places.base) if places.base else None
+    packed.refuse(locate(places.model))
     hand = policy.prompts(places.corpus).hand("defender") if places.corpus else None
     model, drive = locate(places.model), Drive(template=places.template)
     disk.refuse_taken(places.out)
