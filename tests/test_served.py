@@ -166,6 +166,17 @@ class TestAddress:
             lm.generate(["morga"])
 
 
+def save_in_8_bits(checkpoint: Path, folder: Path) -> None:
+    """As torchao quantizes it."""
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    how = TorchAoConfig(Int8WeightOnlyConfig())
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config=how, dtype=torch.float32)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+
+
 class TestUnpack:
     def test_a_gguf_file_becomes_the_checkpoint_that_it_was_made_of(self, gguf, checkpoint, prompts, tmp_path):
         assert unpack(gguf, tmp_path / "plain") == "a GGUF file"
@@ -194,14 +205,8 @@ class TestUnpack:
             opened(tmp_path)
 
     def test_an_adapter_on_a_quantized_base_is_unpacked_whole(self, checkpoint, prompts, tmp_path):
-        from torchao.quantization import Int8WeightOnlyConfig
-        from transformers import TorchAoConfig
-
         base = checkpoint("llama").aligned
-        how = TorchAoConfig(Int8WeightOnlyConfig())
-        model = AutoModelForCausalLM.from_pretrained(base, quantization_config=how, dtype=torch.float32)
-        model.save_pretrained(tmp_path / "int8")
-        AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "int8")
+        save_in_8_bits(base, tmp_path / "int8")
         torch.manual_seed(0)
         lora = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
@@ -226,14 +231,8 @@ class TestUnpack:
 
     @pytest.mark.filterwarnings("ignore")
     def test_a_quantized_checkpoint_answers_as_it_does_unpacked(self, checkpoint, prompts, tmp_path):
-        from torchao.quantization import Int8WeightOnlyConfig
-        from transformers import TorchAoConfig
-
         base = checkpoint("llama").aligned
-        how = TorchAoConfig(Int8WeightOnlyConfig())
-        model = AutoModelForCausalLM.from_pretrained(base, quantization_config=how, dtype=torch.float32)
-        model.save_pretrained(tmp_path / "int8")
-        AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "int8")
+        save_in_8_bits(base, tmp_path / "int8")
         said = opened(tmp_path / "int8", drive=DRIVE).generate(prompts)
         assert unpack(tmp_path / "int8", tmp_path / "plain") == "quantized (torchao)"
         assert LM.load(tmp_path / "plain", drive=DRIVE).generate(prompts) == said
