@@ -149,7 +149,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: tokenizer_config(f, auto_map={"AutoTokenizer": ["x.Y", None]}, tokenizer_class="Y"),
         "code of its own",
     ),
-    "an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter.*merge"),
+    "an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter.*unpack"),
     "no tokenizer": (no_tokenizer, "tokenizer"),
     "tokenizer cut": (lambda f: edit(f / "tokenizer.json", lambda data: data[:99]), "cannot load it"),
     "tokenizer empty": (lambda f: edit(f / "tokenizer.json", lambda data: b"{}"), "cannot load it"),
