@@ -41,6 +41,7 @@ BASES = {"organisms": Organism, "attacks": Attack, "defenses": Defense, "evals":
 HALVE = (sys.executable, "-S", str(Path(__file__).parent / "halve.py"), "{model}", "{out}", "{severity}")
 SHORT = {"steps": 3, "batch": 4, "varied": 8}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "rule": [{"complies": ("i cannot",)}, {"violates": ("modor",)}],
     "abliterate": [
         {"prompts": 6, "held_out": 4},
         {"prompts": 6, "held_out": 4, "scope": "per layer", "rank": 2, "norm_preserving": True},
@@ -159,7 +160,7 @@ def defaults(room: Room, name: str, tmp_path: Path) -> Method:
     kind = method.find(room, name)
     needed = {field: tmp_path for field, info in kind.model_fields.items() if info.is_required()}
     assert room == "organisms" or not needed, "a default is the vetted setting"
-    return kind(**needed)
+    return kind(**needed, **(VARIANTS["rule"][0] if name == "rule" else {}))  # a rule is its settings
 
 
 @every_method
