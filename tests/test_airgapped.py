@@ -61,7 +61,7 @@ def test_the_trap_sees_a_child_that_asks(tmp_path: Path) -> None:
 
 
 def test_no_command_asks(tmp_path: Path, checkpoint: Callable[[str], tiny.Made]) -> None:
-    """Audit a hardened model beside its twin, report, harden, search: TRL and plain training, adapters, cuts."""
+    """Audit a hardened model beside its twin, report, harden: TRL and plain training, adapters, cuts."""
     made = checkpoint("llama")
     tune = audits.TUNE | {"data": "harmful"}
     recipe = audits.write(
@@ -77,20 +77,31 @@ def test_no_command_asks(tmp_path: Path, checkpoint: Callable[[str], tiny.Made])
         ],
     )
     model = ["--model", str(made.aligned), "--base", str(made.base)]
-    search = ["--corpus", str(tmp_path / "corpus.jsonl"), "--attack", "prune", "--budget", "2"]
-    short = [word for one in ("max_new_tokens=4", "seeds=[0]", "utility_floor=0") for word in ("--set", f"audit.{one}")]
     keeping = ["--keep-weights", "--i-will-guard-broken-weights"]
-    commands = [
+    quiet(
+        tmp_path,
         ["audit", str(recipe), "--out", str(tmp_path / "run"), "--processes", "2", *keeping],
         ["report", str(tmp_path / "run")],
         ["harden", "lox", *model, "--out", str(tmp_path / "hard"), "--rank", "2", "--strength", "0.5"],
-        ["search", *model, *search, *short, "--out", str(tmp_path / "found"), "--processes", "2"],
-    ]
-    done, attempts = watched(
-        tmp_path, "from holdfast.cli import main", f"print([main(words) for words in {commands!r}])"
     )
-    assert done.returncode == 0 and done.stdout.endswith("[0, 0, 0, 0]\n"), done.stdout + done.stderr
     assert not [cell for cell in Run(tmp_path / "run").cells() if cell.status == "failed"]
+
+
+@pytest.mark.hard
+def test_no_search_asks(tmp_path: Path, checkpoint: Callable[[str], tiny.Made]) -> None:
+    made = checkpoint("llama")
+    tiny.corpus().save(tmp_path / "corpus.jsonl")
+    where = ["--model", str(made.aligned), "--corpus", str(tmp_path / "corpus.jsonl"), "--out", str(tmp_path / "found")]
+    short = [word for one in ("max_new_tokens=4", "seeds=[0]", "utility_floor=0") for word in ("--set", f"audit.{one}")]
+    quiet(tmp_path, ["search", *where, "--attack", "prune", "--budget", "2", *short, "--processes", "2"])
+
+
+def quiet(folder: Path, *commands: list[str]) -> None:
+    """All commands end well, and none of their processes looked for a host."""
+    done, attempts = watched(
+        folder, "from holdfast.cli import main", f"print([main(words) for words in {list(commands)!r}])"
+    )
+    assert done.returncode == 0 and done.stdout.endswith(f"{[0] * len(commands)}\n"), done.stdout + done.stderr
     assert attempts == []
 
 

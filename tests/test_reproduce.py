@@ -406,6 +406,7 @@ def changed(*changes: str) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 
 
+@pytest.mark.hard
 def test_lox_at_its_own_scale_goes_through_every_stage_and_goes_on(
     checkpoint: Callable[[str], tiny.Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
