@@ -210,6 +210,7 @@ class TestResume:
         with disk.alone(out), pytest.raises(Problem, match="another holdfast is at work here"):
             audits.run_all(small(tmp_path, made), out)
 
+    @pytest.mark.hard
     def test_what_a_kill_left_is_cleared_away(self, tmp_path: Path, made: tiny.Made) -> None:
         path = small(tmp_path, made, subjects=subjects(made))
         out = tmp_path / "run"
@@ -401,6 +402,7 @@ def test_a_checkpoint_is_loaded_once_before_the_cells(
 
 
 class TestStopped:
+    @pytest.mark.hard
     def test_control_c_stops_cleanly(self, tmp_path: Path, made: tiny.Made) -> None:
         path = small(tmp_path, made, "if seed: time.sleep(900)", "at(Cost(steps=1))", seeds=[0, 1])
         process = start(path, tmp_path / "run")

@@ -606,6 +606,7 @@ LoX(rank=3, strength=1.0).harden(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.
 """
 
 
+@pytest.mark.hard
 def test_killed_halfway_leaves_no_checkpoint_at_the_place(pair: tuple[Path, Path], tmp_path: Path) -> None:
     runs = []
     for sign in (signal.SIGKILL, signal.SIGTERM):

@@ -272,6 +272,7 @@ def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.hard
 def test_icet_at_its_own_scale_runs_on_a_tiny_llava(data: Path, llava: Path, reward: Path, tmp_path: Path) -> None:
     """With the budgets cut down by --set: its first two attacks, at two exits of three and at one."""
     own = shutil.copytree(data, tmp_path / "llava15")

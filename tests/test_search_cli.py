@@ -175,6 +175,7 @@ class TestSearch:
         said = capsys.readouterr().out
         assert "the search said" in said and "selection bias" in said
 
+    @pytest.mark.hard
     def test_trials_that_were_lost_come_out_the_same(self, found: Found, run: Run) -> None:
         before, partial = written(run.folder), found.folder / "partial"
         (partial / "search").mkdir(parents=True)
