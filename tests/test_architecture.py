@@ -24,7 +24,7 @@ FLOORS = [
     },
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
-    {"loading", "exits", "serving", "passes", "sight", "ppo", "formats"},
+    {"loading", "exits", "serving", "passes", "sight", "ppo", "interrupted", "formats"},
     {"lm", "corpus", "record", "refusals"},
     {
         "method",

@@ -1,9 +1,5 @@
 """Harden a checkpoint."""
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +10,7 @@ from holdfast import disk, packed, policy, shards, shell, spent
 from holdfast.checkpoint import locate
 from holdfast.drive import Drive, Template
 from holdfast.footprint import Card
+from holdfast.interrupted import resumable
 from holdfast.method import Journal
 from holdfast.problem import Problem
 from holdfast.report.words import spent as took
@@ -56,9 +53,9 @@ def main(words: list[str]) -> int:
     shards.join()
     say = shell.say if shards.rank() == 0 else lambda line: None
     base = locate(places.base) if places.base else None
-    packed.refuse(locate(places.model))
     hand = policy.prompts(places.corpus).hand("defender") if places.corpus else None
     model, drive = locate(places.model), Drive(template=places.template)
+    packed.refuse(model)
     disk.refuse_taken(places.out)
     with resumable(places.out) as aside, spent.counted(aside / f"spent-{shards.rank()}.json") as count:
         defense.harden(base, model, places.out, hand, Journal(Path(words[0]).stem, say, aside), drive)
@@ -66,28 +63,3 @@ def main(words: list[str]) -> int:
     say(f"hardened checkpoint: {places.out}")
     shards.leave()
     return 0
-
-
-@contextlib.contextmanager
-def resumable(out: Path) -> Iterator[Path]:
-    """A folder beside `out` for what a hardening needs to go on after a kill; deleted when it is done, or nothing is in it.
-
-    Raises:
-        KeyboardInterrupt: passed on, and says what the same command will do.
-    """
-    aside = disk.private(Path(os.path.abspath(out)).parent / f".{out.name}.work")
-    if shards.rank():
-        yield aside  # the first process looks after it
-        return
-    with disk.alone(aside):
-        try:
-            yield aside
-        except BaseException as end:
-            kept = any(aside.glob("*.safetensors"))
-            if not kept:
-                shutil.rmtree(aside)
-            if isinstance(end, KeyboardInterrupt):
-                where = "goes on from where it was last saved" if kept else "begins anew: nothing was saved yet"
-                raise KeyboardInterrupt(f"the same command {where}") from None
-            raise
-        shutil.rmtree(aside)

@@ -11,10 +11,10 @@ from tyro.conf import Positional, arg
 
 from holdfast import disk, pair, policy, shell, spent
 from holdfast import method as methods
-from holdfast.commands.harden import resumable
 from holdfast.corpus import Row
 from holdfast.drive import Drive, Template
 from holdfast.formats import Format
+from holdfast.interrupted import resumable
 from holdfast.lm import LM
 from holdfast.method import Journal
 from holdfast.problem import Problem
