@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from holdfast.record import Cell, Manifest, Record, Score, Status, SubjectFacts
+from holdfast.record import Cell, Cost, Manifest, Record, Score, Status, SubjectFacts
 
 
 class CostToBreak(Record):
@@ -113,6 +113,38 @@ class Conclusion(Record):
     """Of the attacks that break the subject, the one that breaks it soonest beside the twin."""
     cost_ratio: Ratio | None = None
     """Of that attack."""
+
+
+StandingWord = Literal[
+    "not-broken", "delayed", "no-better", "not-believable", "dead", "broken", "not-broken-uncontrolled", "not-tested"
+]
+
+
+class Standing(Record):
+    """What one adversary does to one subject, by what that adversary is the first to afford."""
+
+    subject: str
+    adversary: str
+    """As `student`: see `adversaries.py`."""
+    versus: str | None
+    """The undefended twin."""
+    word: StandingWord
+    sentence: str
+    """Who, with what, how long it took, at what price, against the twin."""
+    attacks: tuple[str, ...]
+    """That this adversary tried."""
+    broken_by: tuple[str, ...] = ()
+    """Those that broke it within the adversary's means, in one seed at least."""
+    worst: str | None = None
+    """The cheapest of these."""
+    cost: Cost | None = None
+    """What it had spent when the median of the seeds that broke did."""
+    dollars: float | None = None
+    """That much training on a rented GPU."""
+    cost_to_break: CostToBreak | None = None
+    versus_cost_to_break: CostToBreak | None = None
+    cost_ratio: Ratio | None = None
+    reasons: tuple[str, ...] = ()
 
 
 class Check(Record):
@@ -233,5 +265,7 @@ class Dossier(Record):
     checks: tuple[Check, ...]
     conclusions: tuple[Conclusion, ...] = ()
     """One for each subject that has an undefended twin."""
+    standings: tuple[Standing, ...] = ()
+    """One for each subject and adversary, from the least able adversary on."""
     labels: HandLabels | None = None
     """None where nobody labeled answers of this run."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from holdfast import checks, controls, statistics, survival
+from holdfast.adversaries import standings
 from holdfast.claims import Comparison
 from holdfast.conclusion import CLAIMED, conclusions
 from holdfast.curves import curve
@@ -46,6 +47,7 @@ def weigh(evidence: Evidence) -> Dossier:
         verdicts=tuple(verdicts),
         checks=tuple(found),
         conclusions=tuple(concluded),
+        standings=tuple(standings(evidence, verdicts, found)),
         labels=labeled.told() if (labeled := Rectified.of(evidence)) else None,
     )
 

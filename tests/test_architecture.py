@@ -80,7 +80,7 @@ FLOORS = [
     {"trial", "rectified"},
     {"checks", "recipe", "catalogue"},
     {"cell", "hardened", "claims", "conclusion", "relearning"},
-    {"rivals", "prepare", "paper"},
+    {"rivals", "prepare", "paper", "adversaries"},
     {"job", "verdict", "tier", "pooled", "foresight", "comparing", "reproduction"},
     {"audit", "beside", "report", "plan", "space", "watched"},
     {"convergence", "sampling", "trials", "shell", "reckoning"},
