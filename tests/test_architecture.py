@@ -82,7 +82,7 @@ FLOORS = [
     {"cell", "hardened", "claims", "conclusion", "relearning"},
     {"rivals", "prepare", "paper"},
     {"job", "verdict", "tier", "pooled", "foresight", "comparing", "reproduction"},
-    {"audit", "beside", "report", "plan", "space", "watched"},
+    {"auditing", "beside", "report", "plan", "space", "watched"},
     {"convergence", "sampling", "trials", "shell", "reckoning"},
     {"search", "reproducing"},
     {"commands"},
@@ -137,8 +137,8 @@ def test_records_and_verdicts_know_no_torch(light):
 
 
 def test_the_check_sees_an_upward_import():
-    assert imported_rooms("from holdfast import audit\nimport holdfast.cell\nfrom holdfast.lm import LM") == {
-        "audit",
+    assert imported_rooms("from holdfast import auditing\nimport holdfast.cell\nfrom holdfast.lm import LM") == {
+        "auditing",
         "cell",
         "lm",
     }

@@ -8,9 +8,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
-from holdfast import audit as auditing
-from holdfast import plan, recipe, shell
-from holdfast.audit import Executor
+from holdfast import auditing, plan, recipe, shell
+from holdfast.auditing import Executor
 from holdfast.problem import Problem
 from holdfast.recipe import ORGANISM, Recipe
 from holdfast.tier import Tier
