@@ -20,7 +20,7 @@ from holdfast.problem import Problem
 from holdfast.reproduction import Reproduction, Table
 from holdfast.run import Run
 
-Say = audit.Say
+Say = auditing.Say
 RESULT = "reproduction.json"
 
 
