@@ -1,4 +1,4 @@
-"""Keys and detached signatures in minisign's format (Ed25519): `minisign -Vm` checks what is signed here, and the other way round.
+"""Keys and detached signatures in minisign's format (Ed25519): `minisign -Vm` checks what is signed here, and this what it signs.
 
 Knows nothing of what is signed. The library is py-minisign, of the extra `sign`.
 """

@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet"},
-    {"disk", "changes", "asked", "remote", "settings"},
+    {"disk", "changes", "asked", "remote", "settings", "notebook"},
     {
         "access",
         "checkpoint",
@@ -74,6 +74,7 @@ FLOORS = [
         "pictured",
         "evallog",
         "redaction",
+        "one_hardening",
     },
     {"inner", "hardening", "footprint", "ladder", "rewards"},
     {"rehearsal", "leavers", "repairing"},
@@ -82,12 +83,12 @@ FLOORS = [
     {"controls", "curves", "kinds", "double_sampling"},
     {"trial", "rectified"},
     {"checks", "recipe", "catalogue"},
-    {"cell", "hardened", "claims", "conclusion", "relearning"},
+    {"cell", "hardened", "claims", "conclusion", "relearning", "values"},
     {"rivals", "prepare", "paper"},
     {"job", "verdict", "tier", "pooled", "foresight", "comparing", "reproduction"},
     {"auditing", "beside", "report", "plan", "space", "watched", "rejudged"},
-    {"convergence", "sampling", "trials", "shell", "reckoning"},
-    {"search", "reproducing"},
+    {"convergence", "sampling", "trials", "shell", "reckoning", "audited"},
+    {"search", "reproducing", "api"},
     {"commands"},
     {"cli"},
 ]
