@@ -22,7 +22,7 @@ from holdfast.lm import LM
 from holdfast.method import Defense, Eval, make
 from holdfast.opening import is_served
 from holdfast.problem import Problem
-from holdfast.quiet import quiet
+from holdfast.quiet import quietly
 from holdfast.recipe import Recipe
 from holdfast.report import page
 from holdfast.tier import Tier
@@ -132,19 +132,18 @@ def harden(
         Problem: something cannot be used; no checkpoint is left half-written.
     """
     if isinstance(defense, str):
-        name, defense = values.stem(defense), make("defenses", defense, f"harden, {defense}", **settings)
+        name = values.stem(defense)
+        chosen: Defense = make("defenses", defense, f"harden, {defense}", **settings)
     else:
+        name, chosen = type(defense).__name__.lower(), defense
         if settings:
-            raise Problem(
-                f"harden: {min(settings)!r} is given beside a defense that has its settings; give it one of both"
-            )
-        name = type(defense).__name__.lower()
-        if not isinstance(defense, Defense):
+            raise Problem(f"harden: {min(settings)!r} is given beside a defense, which has its settings; put it there")
+        if not isinstance(chosen, Defense):
             raise Problem(f"{defense!r}: no Defense; give the name of one, or a value as TAR(steps=100)")
     places = _folder(model), Path(out), _folder(base) if base else None, Path(corpus) if corpus else None
     with _undisturbed():
         say = auditing.teller(_console(progress))
-        one_hardening.harden(defense, name, *places, Drive(template=template), say)
+        one_hardening.harden(chosen, name, *places, Drive(template=template), say)
     return Path(out)
 
 
@@ -208,10 +207,9 @@ def _console(progress: bool) -> Console:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """The caller's threads and chance are as before; processes know nothing of the caller's script."""
-    quiet()
     threads, state, table = torch.get_num_threads(), random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng(), processes.apart():
+        with quietly(), torch.random.fork_rng(), processes.apart():
             yield
     finally:
         torch.set_num_threads(threads)

@@ -175,7 +175,7 @@ class Audited:
 def _shown(one: Verdict) -> tuple[str, ...]:
     cost, word = one.cost_to_break, words.word(one)
     place = "" if cost.steps is None else f", {'median' if cost.axis == 'steps' else 'mildest'} {cost.steps:g}"
-    harm, utility = (f"{words.number(score and score.value)} {words.span(score)}" for score in (one.harm, one.utility))
+    harm, utility = (f"{score.value:.2f} {words.span(score)}" if score else "–" for score in (one.harm, one.utility))
     return one.subject, one.attack, f"{word.sign} {word.label}", f"{cost.broken} of {cost.seeds}{place}", harm, utility
 
 

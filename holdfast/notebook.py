@@ -35,15 +35,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-class Status(io.TextIOBase):
+class Status(io.StringIO):
     """A file that shows the last line written to it, in place of the one before."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._begun = ""
         self._shown: Any = None
-
-    def writable(self) -> bool:
-        return True
 
     def write(self, text: str) -> int:
         *lines, self._begun = (self._begun + text).split("\n")

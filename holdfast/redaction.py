@@ -51,7 +51,8 @@ def _rows(content: bytes) -> bytes | None:
         table = table.set_column(table.schema.get_field_index(name), name, pa.nulls(len(table)))
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(None), sink, write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
+    made: bytes = sink.getvalue().to_pybytes()
+    return made
 
 
 def _sheet(sheet: dict[str, Any]) -> bytes | None:

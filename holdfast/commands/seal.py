@@ -90,7 +90,7 @@ def _seal(run: Run, key: Path | None, share: Path | None) -> None:
 
 def _hidden(run: Run, names: list[str], paged: bool) -> dict[str, bytes]:
     """The files that hold prompts or answers, as they may be shared; the page among them where it is to be made again."""
-    found = {}
+    found: dict[str, bytes] = {}
     for name in names:
         if name.endswith(".parquet") or name == redaction.SHEET:
             content = redaction.redacted(name, (run.folder / name).read_bytes())
