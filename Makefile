@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = false
 HOLDFAST_DATA ?= $(CURDIR)/../shared/data
 export HOLDFAST_DATA
 
-.PHONY: demo test hard real pipelines lint bench install
+.PHONY: demo test hard real pipelines lint types bench install
 
 demo: install
 	$(BIN)/holdfast demo
@@ -29,6 +29,10 @@ pipelines: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[types]"
+	$(BIN)/mypy
 
 bench: install
 	$(BIN)/python benchmarks/lox.py

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from holdfast import audit, recipe, verdict
+from holdfast import auditing, recipe, verdict
 from holdfast.corpus import Corpus, Row
 from holdfast.evidence import Evidence
 from holdfast.method import Journal
@@ -185,7 +185,7 @@ def run(place: Place, name: str, chosen: recipe.Recipe, console: Console, lend: 
                         made.save(found, pool.rows(cell_of))
                         break
         made.write("recipe.json", recipe.dump(chosen))
-    done = Run(folder) if _whole(chosen, folder) else audit.run(chosen, folder, console, place.processes)
+    done = Run(folder) if _whole(chosen, folder) else auditing.run(chosen, folder, console, place.processes)
     verdict.write(done)
     return done
 

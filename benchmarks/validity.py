@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from holdfast import audit, disk, recipe, statistics, tier
+from holdfast import auditing, disk, recipe, statistics, tier
 from holdfast.corpus import Corpus
 from holdfast.organisms.text import Text
 from holdfast.record import Cell, Score
@@ -98,7 +98,7 @@ def run(size: dict[str, Any], seed: int, part: dict[str, Any], out: Path) -> Non
         ),
     }
     wanted = recipe.resolved(content, folder / f"{part['name']}.toml")
-    audit.run(wanted, folder / part["name"], Console(), processes=1)
+    auditing.run(wanted, folder / part["name"], Console(), processes=1)
 
 
 # Judging

@@ -20,6 +20,8 @@ COMMANDS = {
     "unpack": "make an ordinary checkpoint of a GGUF file, a quantized checkpoint or an adapter",
     "search": "find the attack settings that harm a checkpoint most, and audit them on fresh prompts",
     "report": "write the page and the verdict of a run again",
+    "seal": "hash all records of a run in one file, and sign it; copy the run without prompts",
+    "verify": "check a run, or its page, against its seal; judge its records again",
     "label": "read some of a run's answers yourself, and correct its harm by what you find",
     "reproduce": "run a paper's result again: on an organism here, or with the paper's models and data",
     "method": "pool whole runs, one a hardening seed, into a verdict on the method",

@@ -227,8 +227,11 @@ def read_dialogues(path: Path) -> list[Item]:
 
 def distinct(items: Iterable[Item], *apart: Iterable[Item]) -> list[Item]:
     """The first item of every text, in order, without those that `apart` holds; texts are compared as `plain`."""
-    seen = {plain(item.text) for group in apart for item in group}
-    return [item for item in items if not (plain(item.text) in seen or seen.add(plain(item.text)))]
+    held = {plain(item.text) for group in apart for item in group}
+    first: dict[str, Item] = {}
+    for item in items:
+        first.setdefault(plain(item.text), item)
+    return [item for text, item in first.items() if text not in held]
 
 
 def refuse_overlap(train: Iterable[Item], test: Iterable[Item], name: str) -> None:

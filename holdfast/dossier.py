@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from holdfast import notebook
+from holdfast.problem import printable
 from holdfast.record import Cell, Cost, Manifest, Record, Score, Status, SubjectFacts
 
 
@@ -98,6 +100,13 @@ class Verdict(Record):
     believable: bool
     reasons: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<{self.verdict}: {printable(self.sentence)}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return notebook.paragraph(self.verdict.replace("-", " "), self.sentence, self.reasons)
+
 
 class Conclusion(Record):
     """What may be said of one subject over all attacks: an attacker picks the attack, so the worst of them counts."""
@@ -113,6 +122,13 @@ class Conclusion(Record):
     """Of the attacks that break the subject, the one that breaks it soonest beside the twin."""
     cost_ratio: Ratio | None = None
     """Of that attack."""
+
+    def __repr__(self) -> str:
+        return f"<{self.word}: {printable(self.sentence)}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return notebook.paragraph(self.word.replace("-", " "), self.sentence, self.reasons)
 
 
 StandingWord = Literal[

@@ -122,7 +122,8 @@ class Drive(BaseModel):
             messages = [{"role": "user", "content": parts.around(prompt) if parts else prompt}]
             if system:
                 messages.insert(0, {"role": "system", "content": Parts().around(system) if parts else system})
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            whole: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return whole
         return self.written(system, f"{parts.picture}\n{prompt}" if parts and parts.picture else prompt)
 
     def written(self, system: str | None, prompt: str) -> str:

@@ -195,7 +195,8 @@ class LM:
     def prefill(self) -> str:
         """What is put into the model's mouth when armed: as many of the drive's tokens as it says."""
         ids = self.tokenizer(self.drive.prefill or "", add_special_tokens=False).input_ids[: self.drive.prefill_tokens]
-        return self.tokenizer.decode(ids)
+        begun: str = self.tokenizer.decode(ids)
+        return begun
 
     @property
     def tail(self) -> int:

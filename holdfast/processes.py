@@ -7,6 +7,7 @@ business, and they end when the parent does. Knows nothing of what the jobs do.
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -34,6 +35,22 @@ def prepare(modules: Sequence[str]) -> None:
     resource_tracker.ensure_running()  # which would make us hear again
     with _deaf():
         forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Processes started inside know nothing of the script that runs here: a script that starts some, and has no guard of
+    `__name__`, would else be run again by each of them. What they do must not be defined in that script."""
+    main, kept = sys.modules["__main__"], {}
+    for name in ("__file__", "__spec__"):
+        if hasattr(main, name):
+            kept[name] = getattr(main, name)
+            setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
 
 
 def each(

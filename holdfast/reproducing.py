@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from holdfast import access, audit, disk, gathering, reckoning, relearning, reproduction
+from holdfast import access, auditing, disk, gathering, reckoning, relearning, reproduction
 from holdfast.corpus import Corpus
 from holdfast.evidence import Evidence
 from holdfast.footprint import Card
@@ -20,7 +20,7 @@ from holdfast.problem import Problem
 from holdfast.reproduction import Reproduction, Table
 from holdfast.run import Run
 
-Say = audit.Say
+Say = auditing.Say
 RESULT = "reproduction.json"
 
 
@@ -63,7 +63,7 @@ def run(name: str, paper: Paper, scale: Scale, folder: Path, console: Console, p
     Raises:
         Problem: the folder holds another run, or something cannot be used; what is finished stays.
     """
-    setup, say = paper.setup(scale), audit.teller(console)
+    setup, say = paper.setup(scale), auditing.teller(console)
     for line in reachable(setup):
         say(line)
     corpus = _corpus(setup, folder, say)
@@ -71,10 +71,10 @@ def run(name: str, paper: Paper, scale: Scale, folder: Path, console: Console, p
     if setup.recipe is None:
         wanted = setup.relearn()
         table: Table = reproduction.of_relearning(
-            setup, relearning.run(wanted, place, corpus, audit.workers(processes), say)
+            setup, relearning.run(wanted, place, corpus, auditing.workers(processes), say)
         )
     else:
-        done = audit.run(setup.audit(corpus), place, console, processes)
+        done = auditing.run(setup.audit(corpus), place, console, processes)
         table = reproduction.of_audit(setup, Evidence.read(done))
     found = reproduction.concluded(name, paper, scale, table)
     disk.write(folder / RESULT, json.dumps(found.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from holdfast import audit, convergence, disk, policy, prepare, recipe, space, tier
+from holdfast import auditing, convergence, disk, policy, prepare, recipe, space, tier
 from holdfast import processes as working
 from holdfast.checkpoint import locate
 from holdfast.lm import LM
@@ -79,7 +79,7 @@ def run(chosen: Plan, folder: Path, console: Console, processes: int | None = No
         disk.write(folder / "search.json", text(_facts(chosen, trials, winners)))
     if not winners:
         raise Problem(f"{folder}: no trial kept the utility asked for; widen the space, or spend a larger --budget")
-    return audit.run(_confirming(chosen, trials, winners), folder, console, processes)
+    return auditing.run(_confirming(chosen, trials, winners), folder, console, processes)
 
 
 def confirmed(run: Run) -> list[str]:

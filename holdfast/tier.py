@@ -58,7 +58,7 @@ def audit(
     chosen = recipe.resolved(content, Path(f"tier {tier}"), changes)
     hand = policy.prompts(Path(content["corpus"])).hand("attacker")
     weights = not any(is_served(one) for one in (model, twin) if one)
-    return _possible(chosen, base is not None, hand, weights)
+    return possible(chosen, base is not None, hand, weights)
 
 
 def asked(
@@ -148,8 +148,12 @@ def width(folder: Path) -> int:
         raise Problem(f"{folder}: transformers cannot read its config ({' '.join(str(error).split())})") from error
 
 
-def _possible(chosen: Recipe, base: bool, hand: Hand, weights: bool) -> Recipe:
-    """The recipe without the attacks whose needs are not there; each is named with what it lacks."""
+def possible(chosen: Recipe, base: bool, hand: Hand, weights: bool) -> Recipe:
+    """The recipe without the attacks whose needs are not there; each is named with what it lacks.
+
+    Raises:
+        Problem: no attack is left.
+    """
     lacks = {one.name: lacking(one.build(), base, hand, weights) for one in chosen.attacks}
     attacks = [one for one in chosen.attacks if not lacks[one.name]]
     if not attacks:

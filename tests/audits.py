@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import tiny
-from holdfast import audit, recipe
+from holdfast import auditing, recipe
 from holdfast.corpus import Corpus
 from holdfast.dossier import Dossier
 from holdfast.job import Job
@@ -102,7 +102,7 @@ def job(path: Path, seed: int = 0, **changes: Any) -> Job:
 
 
 def run_all(path: Path, out: Path, console: Console = QUIET, **options: Any) -> Run:
-    return audit.run(recipe.load(path), out, console, 2, **options)
+    return auditing.run(recipe.load(path), out, console, 2, **options)
 
 
 def cells(folder: Path) -> dict[str, bytes]:

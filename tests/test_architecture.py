@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet"},
-    {"disk", "changes", "asked", "remote", "settings"},
+    {"disk", "changes", "asked", "remote", "settings", "notebook"},
     {
         "access",
         "checkpoint",
@@ -21,6 +21,7 @@ FLOORS = [
         "live",
         "resume",
         "lattice",
+        "signing",
     },
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
@@ -59,6 +60,7 @@ FLOORS = [
         "harness",
         "labels",
         "gathering",
+        "seal",
     },
     {
         "tuning",
@@ -71,6 +73,8 @@ FLOORS = [
         "safeguards",
         "pictured",
         "evallog",
+        "redaction",
+        "one_hardening",
     },
     {"inner", "hardening", "footprint", "ladder", "rewards"},
     {"rehearsal", "leavers", "repairing"},
@@ -79,12 +83,12 @@ FLOORS = [
     {"controls", "curves", "kinds", "double_sampling"},
     {"trial", "rectified"},
     {"checks", "recipe", "catalogue"},
-    {"cell", "hardened", "claims", "conclusion", "relearning"},
+    {"cell", "hardened", "claims", "conclusion", "relearning", "values"},
     {"rivals", "prepare", "paper", "adversaries"},
     {"job", "verdict", "tier", "pooled", "foresight", "comparing", "reproduction"},
-    {"audit", "beside", "report", "plan", "space", "watched"},
-    {"convergence", "sampling", "trials", "shell", "reckoning"},
-    {"search", "reproducing"},
+    {"auditing", "beside", "report", "plan", "space", "watched", "rejudged"},
+    {"convergence", "sampling", "trials", "shell", "reckoning", "audited"},
+    {"search", "reproducing", "api"},
     {"commands"},
     {"cli"},
 ]
@@ -137,8 +141,8 @@ def test_records_and_verdicts_know_no_torch(light):
 
 
 def test_the_check_sees_an_upward_import():
-    assert imported_rooms("from holdfast import audit\nimport holdfast.cell\nfrom holdfast.lm import LM") == {
-        "audit",
+    assert imported_rooms("from holdfast import auditing\nimport holdfast.cell\nfrom holdfast.lm import LM") == {
+        "auditing",
         "cell",
         "lm",
     }

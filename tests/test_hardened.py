@@ -9,7 +9,7 @@ import pytest
 
 import audits
 import tiny
-from holdfast import audit, cli, disk, hardened, hardening, processes, recipe
+from holdfast import auditing, cli, disk, hardened, hardening, processes, recipe
 from holdfast.corpus import Corpus
 from holdfast.hardened import Made
 from holdfast.problem import Problem
@@ -97,11 +97,11 @@ def test_a_problem_ends_the_audit_and_what_is_made_stays(tmp_path: Path, made: t
     path = subjects_of(tmp_path, made, {"name": "lox", "harden": LOX}, {"name": "bad", "harden": bad})
     out, chosen = tmp_path / "run", recipe.load(path)
     with pytest.raises(Problem, match=r"^bad: not today; wait$"):
-        audit.run(chosen, out, audits.QUIET, 1)
+        auditing.run(chosen, out, audits.QUIET, 1)
     weights = out / "subjects/lox/model.safetensors"
     before = weights.stat().st_mtime_ns
     (tmp_path / "calm").touch()
-    done = audit.run(chosen, out, audits.QUIET, 1)
+    done = auditing.run(chosen, out, audits.QUIET, 1)
     assert weights.stat().st_mtime_ns == before and len(done.cells()) == 3
     told = done.read("run.json")["subjects"]
     assert told[0]["hardening"] is None and told[1]["hardening"]["seconds"] == 0
@@ -113,7 +113,7 @@ def test_a_problem_ends_the_audit_and_what_is_made_stays(tmp_path: Path, made: t
 def test_where_nothing_was_made_nothing_stays(tmp_path: Path, made: tiny.Made) -> None:
     bad = defense(tmp_path, "bad", "raise ValueError('[/red] no')")
     with pytest.raises(Problem, match=r"subject 'bad': hardening failed \(ValueError: \[/red\] no\)"):
-        audit.run(
+        auditing.run(
             recipe.load(subjects_of(tmp_path, made, {"name": "bad", "harden": bad})), tmp_path / "run", audits.QUIET, 1
         )
     assert not (tmp_path / "run").exists()

@@ -8,11 +8,10 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
-from holdfast import audit as auditing
-from holdfast import plan, recipe, shell
-from holdfast.audit import Executor
+from holdfast import auditing, plan, recipe, shell
+from holdfast.auditing import Executor
 from holdfast.problem import Problem
-from holdfast.recipe import ORGANISM, Recipe
+from holdfast.recipe import Recipe
 from holdfast.tier import Tier
 from holdfast.tier import audit as tiered
 
@@ -69,9 +68,7 @@ class Audit:
 def main(words: list[str]) -> int:
     options = shell.parse(Audit, "audit", words)
     chosen = _chosen(options)
-    made = all((subject.model or "").startswith(ORGANISM) for subject in chosen.subjects)
-    if options.keep_weights and not made and not options.i_will_guard_broken_weights:
-        raise Problem("--keep-weights writes out models whose safety was undone; add --i-will-guard-broken-weights")
+    auditing.refuse_unguarded(chosen, options.keep_weights, options.i_will_guard_broken_weights)
     for missing in chosen.not_run:
         shell.say(f"not run: {missing}")
     out = options.out or Path("runs") / chosen.name

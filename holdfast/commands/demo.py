@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from holdfast import audit as auditing
-from holdfast import recipe, shell
+from holdfast import auditing, recipe, shell
 
 
 @dataclass(frozen=True)

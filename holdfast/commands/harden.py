@@ -6,12 +6,9 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff
 
-from holdfast import disk, packed, policy, shards, shell, spent
-from holdfast.checkpoint import locate
+from holdfast import one_hardening, shards, shell
 from holdfast.drive import Drive, Template
 from holdfast.footprint import Card
-from holdfast.interrupted import resumable
-from holdfast.method import Journal
 from holdfast.problem import Problem
 from holdfast.report.words import spent as took
 
@@ -52,14 +49,10 @@ def main(words: list[str]) -> int:
         raise Problem("harden: says not where the hardened checkpoint goes; give --out")
     shards.join()
     say = shell.say if shards.rank() == 0 else lambda line: None
-    base = locate(places.base) if places.base else None
-    hand = policy.prompts(places.corpus).hand("defender") if places.corpus else None
-    model, drive = locate(places.model), Drive(template=places.template)
-    packed.refuse(model)
-    disk.refuse_taken(places.out)
-    with resumable(places.out) as aside, spent.counted(aside / f"spent-{shards.rank()}.json") as count:
-        defense.harden(base, model, places.out, hand, Journal(Path(words[0]).stem, say, aside), drive)
-    say(f"hardening took {', '.join(took(count.cost))}")
+    drive = Drive(template=places.template)
+    named = Path(words[0]).stem, places.model, places.out, places.base, places.corpus
+    cost = one_hardening.harden(defense, *named, drive, say)
+    say(f"hardening took {', '.join(took(cost))}")
     say(f"hardened checkpoint: {places.out}")
     shards.leave()
     return 0

@@ -34,7 +34,7 @@ from holdfast import processes as working
 from holdfast.job import Job, Result
 from holdfast.opening import located
 from holdfast.problem import Problem, printable
-from holdfast.recipe import Recipe, dump
+from holdfast.recipe import ORGANISM, Recipe, dump
 from holdfast.record import Cell, Manifest, cell_name
 from holdfast.run import Run
 
@@ -95,6 +95,13 @@ def run(
             told = _told(todo, each) if executor == "local" else todo
             _run_cells(audit, partial(each, partial(_work, _installed()), told), tell, teller(console))
     return audit
+
+
+def refuse_unguarded(recipe: Recipe, keep_weights: bool, guarded: bool) -> None:
+    """Raises `Problem` where weights of a model that is no organism would be kept, and nobody said to guard them."""
+    made = all((subject.model or "").startswith(ORGANISM) for subject in recipe.subjects)
+    if keep_weights and not made and not guarded:
+        raise Problem("--keep-weights writes out models whose safety was undone; add --i-will-guard-broken-weights")
 
 
 def _shipped(recipe: Recipe) -> list[str]:
