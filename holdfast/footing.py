@@ -197,12 +197,9 @@ def _widths(wanted: _Wanted, settings: Mapping[str, Any]) -> tuple[float, ...]:
 
 def _width(subject: SubjectFacts, there: Sequence[_Match]) -> float | None:
     """The width of the checkpoint, or where that is not at hand the one that fits most attacks; None where there is none."""
+    folder = Path(subject.folder)
     try:
-        return (
-            float(tier.width(Path(subject.folder)))
-            if (Path(subject.folder) / "config.json").is_file()
-            else _fit(subject, there)
-        )
+        return float(tier.width(folder)) if (folder / "config.json").is_file() else _fit(subject, there)
     except Problem:
         return _fit(subject, there)
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from holdfast import ci, disk, gate, shell
+from holdfast import ci, disk, gate, gated, shell
 from holdfast.problem import Problem, printable
 from holdfast.run import Run
 
@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
     if not options.runs:
         raise Problem("gate: names no run; give the folder that `holdfast audit` wrote")
     policy, today = gate.read(options.policy), datetime.datetime.now(datetime.UTC).date()
-    found = {str(folder): gate.judge(Run.open(folder), policy, today) for folder in options.runs}
+    found = {str(folder): gated.judge(Run.open(folder), policy, today) for folder in options.runs}
     if options.junit:
         disk.write(options.junit, ci.junit(found))
     for name, rulings in found.items():
