@@ -1,6 +1,5 @@
 """What a continuous integration reads: JUnit XML, a summary and annotations of GitHub Actions. Knows nothing of models."""
 
-import html
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from holdfast import disk
+from holdfast.markdown import escaped
 from holdfast.problem import Problem, printable
 
 
@@ -50,19 +50,13 @@ def summary(suites: Mapping[str, Sequence[Ruling]]) -> str:
     passed = all(one.passed for some in suites.values() for one in some)
     lines = [f"## holdfast gate: {'passed' if passed else 'failed'}", ""]
     for name, rulings in suites.items():
-        lines += [f"**{_cell(name)}**", "", "| | about | rule | why |", "|---|---|---|---|"]
+        lines += [f"**{escaped(name)}**", "", "| | about | rule | why |", "|---|---|---|---|"]
         lines += [
-            f"| {'✅' if one.passed else '❌'} | {_cell(one.about)} | {_cell(one.rule)} | {_cell(one.says)} |"
+            f"| {'✅' if one.passed else '❌'} | {escaped(one.about)} | {escaped(one.rule)} | {escaped(one.says)} |"
             for one in rulings
         ]
         lines.append("")
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """As text in a table, whatever it holds."""
-    safe = html.escape(printable(text), quote=False)
-    return "".join(f"&#{ord(one)};" if one in "|`*_[]\\~@#:" else one for one in safe)
 
 
 def summarize(suites: Mapping[str, Sequence[Ruling]]) -> None:
