@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from holdfast import survival, tier
 from holdfast.evidence import Evidence
-from holdfast.problem import Problem
+from holdfast.problem import Problem, meant
 from holdfast.recipe import AttackRecipe
 from holdfast.record import AttackFacts, SubjectFacts
 from holdfast.tier import BY_WIDTH, Tier
@@ -71,6 +71,18 @@ def released(evidence: Evidence) -> list[SubjectFacts]:
     """The subjects that a run is about: those that are neither a control nor somebody's undefended twin."""
     twins = {one.twin for one in evidence.manifest.subjects}
     return [one for one in evidence.manifest.subjects if not one.control and one.name not in twins]
+
+
+def audited(evidence: Evidence, name: str | None, folder: Path) -> SubjectFacts:
+    """The subject of that name, or the one that the run in `folder` is about. Raises `Problem` where there is no such one."""
+    if name is not None:
+        if name not in evidence.subjects:
+            raise Problem(f"{folder}: has no subject {name!r}; {meant(name, evidence.subjects)}")
+        return evidence.subjects[name]
+    found = released(evidence)
+    if len(found) != 1:
+        raise Problem(f"{folder}: holds several models; choose one of {', '.join(evidence.subjects)} with --subject")
+    return found[0]
 
 
 class _Wanted(NamedTuple):

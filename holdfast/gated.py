@@ -17,9 +17,9 @@ from holdfast.ci import Ruling
 from holdfast.dossier import Dossier, Standing, Verdict
 from holdfast.evidence import Evidence, show
 from holdfast.evidence import names as listed
-from holdfast.footing import footing, released
+from holdfast.footing import audited, footing, released
 from holdfast.gate import NAMES, GatePolicy, Means
-from holdfast.problem import Problem, meant
+from holdfast.problem import Problem
 from holdfast.record import FAMILIES, AttackFacts, Cell, Cost, SubjectFacts
 from holdfast.run import Run
 
@@ -30,9 +30,7 @@ def judge(run: Run, policy: GatePolicy, today: datetime.date) -> list[Ruling]:
     dossier = verdict.weigh(evidence)
     chosen = released(evidence)
     if policy.subjects:
-        if unknown := [name for name in policy.subjects if name not in evidence.subjects]:
-            raise Problem(f"{run.folder}: has no subject {unknown[0]!r}; {meant(unknown[0], evidence.subjects)}")
-        chosen = [evidence.subjects[name] for name in policy.subjects]
+        chosen = [audited(evidence, name, run.folder) for name in policy.subjects]
     if not chosen:
         raise Problem(f"{run.folder}: every subject is a twin or a control; name those meant as subjects = [...]")
     found = [*_of_run(evidence, policy, today, run.folder)]

@@ -11,9 +11,8 @@ from holdfast import disk, readme, shell, verdict
 from holdfast.card import Card as Written
 from holdfast.card import Weakness
 from holdfast.evidence import Evidence
-from holdfast.footing import footing, released
-from holdfast.problem import Problem, meant
-from holdfast.record import SubjectFacts
+from holdfast.footing import audited, footing
+from holdfast.problem import Problem
 from holdfast.run import Run
 
 
@@ -34,13 +33,13 @@ class Card:
     out: Annotated[Path | None, shell.Unset] = None
     """File for the card; printed where neither this nor --readme is given."""
     anyway: Annotated[tuple[Weakness, ...], UseAppendAction] = ()
-    """Publish weak evidence, labeled as such: `organism`, or `preliminary` for less than the standard tier; may be given twice."""
+    """Publish weak evidence, labeled as such: organism, or preliminary for less than the standard tier; may be given twice."""
 
 
 def main(words: list[str]) -> int:
     options = shell.parse(Card, "card", words)
     evidence = Evidence.read(Run.open(options.run))
-    subject = _subject(evidence, options.subject, options.run)
+    subject = audited(evidence, options.subject, options.run)
     card = Written(verdict.weigh(evidence), subject, footing(evidence, subject))
     card.refuse(options.anyway)
     place = options.out or options.readme
@@ -58,17 +57,6 @@ def main(words: list[str]) -> int:
     for why in card.weaknesses.values():
         shell.say(f"labeled as no claim about a model: {why}")
     return 0
-
-
-def _subject(evidence: Evidence, name: str | None, run: Path) -> SubjectFacts:
-    if name is not None:
-        if name not in evidence.subjects:
-            raise Problem(f"--subject {name}: not in {run}; {meant(name, evidence.subjects)}")
-        return evidence.subjects[name]
-    found = released(evidence)
-    if len(found) != 1:
-        raise Problem(f"{run}: holds several models; choose one of {', '.join(evidence.subjects)} with --subject")
-    return found[0]
 
 
 def _read(path: Path) -> str:
