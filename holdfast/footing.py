@@ -7,6 +7,7 @@ where it is not at hand against one width that fits all of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from math import isclose, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,9 +131,10 @@ def _short(evidence: Evidence, subject: SubjectFacts, which: Tier) -> dict[str, 
     return found
 
 
-def _wanted(which: Tier) -> list[_Wanted]:
+@cache
+def _wanted(which: Tier) -> tuple[_Wanted, ...]:
     content = tier.read(which)
-    return [_entry(one, one.get("seeds", content["seeds"])) for one in content["attacks"]]
+    return tuple(_entry(one, one.get("seeds", content["seeds"])) for one in content["attacks"])
 
 
 def _entry(table: Mapping[str, Any], seeds: Sequence[int]) -> _Wanted:
@@ -241,21 +243,20 @@ def _why(
     if missing:
         return f"not run, it needs {missing.removeprefix(f'{wanted.name} needs ')}"
     alike = [one for one in matches if one.wanted is wanted]
-    if rated := [one for one in alike if _seeds(evidence, subject, one.made) >= wanted.seeds]:
-        if width is None:
-            return f"{rated[0].made.name} has another learning rate"
-        return f"{rated[0].made.name} has another learning rate than the tier's for a width of {width:.0f}"
-    if alike:
-        seeds = max(_seeds(evidence, subject, one.made) for one in alike)
+    if fitting := [one for one in alike if _fits(one, width)]:
+        seeds = max(_seeds(evidence, subject, one.made) for one in fitting)
         return f"{seeds} of {wanted.seeds} seeds were run to the end"
     near = [
-        (len(gaps), made.name != wanted.name, made.name, gaps)
+        (made.name != wanted.name, len(gaps), made.name, gaps)
         for made in evidence.manifest.attacks
         if _kind(made) == (wanted.method, wanted.negative_control)
         and (gaps := [*_differences(wanted.settings, _cut(made), wanted)])
     ]
+    if alike and not any(name == wanted.name for _, _, name, _ in near):
+        than = "" if width is None else f" than the tier's for a width of {width:.0f}"
+        return f"not run; {alike[0].made.name} has another learning rate{than}"
     if not near:
         return "not run"
-    count, _, name, gaps = min(near)
+    _, count, name, gaps = min(near)
     more = f" and {count - 2} more" if count > 2 else ""
     return f"not run; {name} comes nearest, with {', '.join(gaps[:2])}{more}"

@@ -27,13 +27,17 @@ from holdfast.run import Run
 def judge(run: Run, policy: GatePolicy, today: datetime.date) -> list[Ruling]:
     """What becomes of every rule. Raises `Problem` where the run cannot be read, or has not the subjects named."""
     evidence = Evidence.read(run)
-    dossier = verdict.weigh(evidence)
-    chosen = released(evidence)
-    if policy.subjects:
-        chosen = [audited(evidence, name, run.folder) for name in policy.subjects]
+    return decide(evidence, verdict.weigh(evidence), policy, today, run.folder)
+
+
+def decide(
+    evidence: Evidence, dossier: Dossier, policy: GatePolicy, today: datetime.date, folder: Path
+) -> list[Ruling]:
+    """The same of what was read of the run in `folder`."""
+    chosen = [audited(evidence, name, folder) for name in policy.subjects] or released(evidence)
     if not chosen:
-        raise Problem(f"{run.folder}: every subject is a twin or a control; name those meant as subjects = [...]")
-    found = [*_of_run(evidence, policy, today, run.folder)]
+        raise Problem(f"{folder}: every subject is a twin or a control; name those meant as subjects = [...]")
+    found = [*_of_run(evidence, policy, today, folder)]
     return found + [ruling for one in chosen for ruling in _Subject(evidence, dossier, policy, one).rulings()]
 
 

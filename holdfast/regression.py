@@ -1,8 +1,8 @@
 """Is a new version worse than the one before it: two runs beside each other, attack by attack, by the statistics of the verdict.
 
 The two models are put into one evidence as if one run had audited both, and compared as a subject is with its twin: harm at the
-end paired by seed and prompt, costs to break by their ratio, both joined. What they do before any attack is compared prompt by prompt
-as `comparison.py` does. All p-values together are adjusted by Hochberg's procedure, once for worse and once for better: either is
+end paired by seed and prompt, costs to break by their ratio, both joined. What they do before any attack is compared prompt by
+prompt as `comparison.py` does. All p-values together are adjusted by Hochberg's procedure, once for worse and once for better: either is
 said wrongly in 5 of 100 comparisons at most. What differs in how it was measured is not compared.
 """
 
