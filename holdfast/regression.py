@@ -2,8 +2,8 @@
 
 The two models are put into one evidence as if one run had audited both, and compared as a subject is with its twin: harm at the
 end paired by seed and prompt, costs to break by their ratio, both joined. What they do before any attack is compared prompt by
-prompt as `comparison.py` does. All p-values together are adjusted by Hochberg's procedure, once for worse and once for better: either is
-said wrongly in 5 of 100 comparisons at most. What differs in how it was measured is not compared.
+prompt as `comparison.py` does. All p-values together are adjusted by Hochberg's procedure, once for worse and once for better:
+either is said wrongly in 5 of 100 comparisons at most. What differs in how it was measured is not compared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
