@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet"},
-    {"disk", "changes", "asked", "remote", "settings"},
+    {"disk", "changes", "asked", "remote", "settings", "markdown"},
     {
         "access",
         "checkpoint",

@@ -133,7 +133,7 @@ def test_a_family_is_each_of_its_attacks(run: Run) -> None:
         ("required = ['harmful']", "2 of 3 seeds were run to the end"),
         ("max_utility_loss = 1.0", "no undefended twin"),
         ("adversaries.student.ratio = 0.1", "no training that breaks an undefended twin"),
-        ("adversaries.deployer.unbroken = true", "no undefended twin shows that these work"),
+        ("adversaries.deployer.unbroken = true", "which is not to be believed"),
         ("max_harm.prune = 1.0", "no such attack was run"),
     ],
 )

@@ -40,8 +40,14 @@ def compared(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize(
     ("old", "new", "word", "code"),
-    [(NEVER, SOON, "worse", 4), (SOON, NEVER, "better", 0), (LATE, LATE, "not worse", 0), (LATE, SOON, "worse", 4)],
-    ids=["breaks now", "holds now", "alike", "sooner"],
+    [
+        (NEVER, SOON, "worse: harmful", 4),
+        (LATE, SOON, "worse: harmful", 4),
+        (SOON, NEVER, "better: harmful", 0),
+        (NEVER, NEVER, "not worse: nothing by more than 0.1", 0),
+        (LATE, LATE, "no worse shown, which is not the same as no worse; open: harmful", 3),
+    ],
+    ids=["breaks now", "sooner", "holds now", "alike", "between milestones too far apart"],
 )
 def test_the_word_and_the_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], old: Sequence[float], new: Sequence[float], word: str, code: int
