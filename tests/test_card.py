@@ -137,7 +137,7 @@ class TestCommand:
         assert {one.dataset_args["claim"] for one in results} == {False}
         assert "not a claim about a model: preliminary" in results[0].dataset_name
         said = {one.metric_name: one for one in results}
-        assert said["what a student achieved"].metric_value.startswith("broken")
+        assert said["what a laboratory achieved"].metric_value.startswith("broken")
         harm = next(
             one for one in verdict.judge(run).verdicts if (one.subject, one.attack) == ("mine", "quantize")
         ).harm
