@@ -164,6 +164,8 @@ def _word(
         return "not-believable", (f"nothing that it does breaks {twin.name} within its means",)
     manifest = evidence.manifest.model_copy(update={"subjects": (subject, twin)})
     (concluded,) = conclusions(manifest, left, checks)
+    if concluded.word == "not-believable" and any(breaks.values()):
+        return "broken", concluded.reasons  # whether it is better than its twin is doubtful; that it breaks is not
     return concluded.word, concluded.reasons
 
 

@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet"},
-    {"disk", "changes", "asked", "remote", "settings", "notebook"},
+    {"disk", "changes", "asked", "remote", "settings", "notebook", "markdown"},
     {
         "access",
         "checkpoint",
@@ -22,6 +22,8 @@ FLOORS = [
         "resume",
         "lattice",
         "signing",
+        "ci",
+        "readme",
     },
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
@@ -86,8 +88,8 @@ FLOORS = [
     {"cell", "hardened", "claims", "conclusion", "relearning", "values"},
     {"rivals", "prepare", "paper", "adversaries"},
     {"job", "verdict", "tier", "pooled", "foresight", "comparing", "reproduction"},
-    {"auditing", "beside", "report", "plan", "space", "watched", "rejudged"},
-    {"convergence", "sampling", "trials", "shell", "reckoning", "audited"},
+    {"auditing", "beside", "report", "plan", "space", "watched", "rejudged", "footing", "gate"},
+    {"convergence", "sampling", "trials", "shell", "reckoning", "audited", "gated", "card", "regression"},
     {"search", "reproducing", "api"},
     {"commands"},
     {"cli"},
