@@ -52,6 +52,8 @@ class GatePolicy(Settings):
     max_age_days: Annotated[int | None, Field(ge=0)] = None
     min_version: str | None = None
     """Of holdfast, which made the run."""
+    signed_by: str | None = None
+    """The run must be as sealed and signed with this public key: a file, or the line in it that begins with RW."""
     max_utility_loss: Share | None = None
     """Before any attack, beside the undefended twin."""
     max_over_refusal: Share | None = None

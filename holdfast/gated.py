@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from packaging.version import InvalidVersion, Version
 
-from holdfast import statistics, survival, verdict
+from holdfast import seal, signing, statistics, survival, verdict
 from holdfast.adversaries import dollars
 from holdfast.ci import Ruling
 from holdfast.dossier import Dossier, Standing, Verdict
@@ -57,6 +57,27 @@ def _of_run(evidence: Evidence, policy: GatePolicy, today: datetime.date, folder
             raise Problem(f"{folder}/run.json, version: {manifest.version!r} is no version; audit again") from error
         says = f"made by holdfast {manifest.version}; asked is {policy.min_version} or newer"
         yield Ruling("run", "version", new, says)
+    if policy.signed_by is not None:
+        wrong = _unsealed(folder, policy.signed_by)
+        yield Ruling("run", "signed", not wrong, wrong or "every file is as it was sealed and signed with that key")
+
+
+def _unsealed(folder: Path, public: str) -> str:
+    """What is wrong with the run's seal; empty if nothing is."""
+    try:
+        found, content = seal.read(folder / seal.NAME)
+    except Problem as problem:
+        return str(problem)
+    signature = folder / f"{seal.NAME}.minisig"
+    if not signature.is_file():
+        return "its seal is not signed"
+    checked = signing.check(content, signature.read_bytes(), public)
+    if not checked.valid:
+        return f"the signature of its seal is not valid: {checked.says}"
+    files = seal.compared(folder, found)
+    strays = [f"{name} was {what}" for what in ("changed", "added") for name in getattr(files, what)]
+    strays += [f"{name} is missing" for name in files.missing]
+    return f"not as it was sealed: {listed(strays)}" if strays else ""
 
 
 class _Subject(NamedTuple):

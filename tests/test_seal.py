@@ -1,5 +1,6 @@
 """The seal: what changed in a run is named, who signed is checked, and what is shared holds no prompt."""
 
+import datetime
 import hashlib
 import importlib.util
 import json
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import runs
-from holdfast import cli, labels, redaction, signing, verdict
+from holdfast import cli, gated, labels, redaction, signing, verdict
+from holdfast.ci import Ruling
 from holdfast.corpus import Corpus, Row
+from holdfast.gate import GatePolicy
 from holdfast.labels import Drawn, Labels, Sheet
 from holdfast.report import page
 from holdfast.run import Run
@@ -282,3 +285,21 @@ class TestSignature:
             ["minisign", "-Vm", run / "seal.json", "-p", tmp_path / "key.pub"], capture_output=True
         )
         assert checked.returncode == 0, checked
+
+
+@signs
+def test_a_gate_may_ask_for_a_signature(run: Path, tmp_path: Path, tell: Tell) -> None:
+    def signed(public: Path) -> Ruling:
+        policy = GatePolicy(tier="any", organisms=True, believable=False, signed_by=str(public))
+        rulings = gated.judge(Run.open(run), policy, datetime.date(2026, 11, 29))
+        return next(one for one in rulings if one.rule == "signed")
+
+    key, public = tmp_path / "key", tmp_path / "key.pub"
+    assert tell("seal", "--new-key", key)[0] == 0
+    assert not signed(public).passed and "no seal" in signed(public).says
+    assert tell("seal", run)[0] == 0
+    assert not signed(public).passed and "not signed" in signed(public).says
+    assert tell("seal", run, "--key", key)[0] == 0
+    assert signed(public).passed
+    (run / "report.html").write_text("another page")
+    assert not signed(public).passed and "report.html was changed" in signed(public).says
