@@ -8,8 +8,8 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
-    {"problem", "processes", "confined", "quiet"},
-    {"disk", "changes", "asked", "remote", "settings"},
+    {"problem", "processes", "confined", "quiet", "units", "sketch"},
+    {"disk", "changes", "asked", "remote", "settings", "speech"},
     {
         "access",
         "checkpoint",
@@ -46,6 +46,7 @@ FLOORS = [
         "served",
         "packed",
         "adapter",
+        "activity",
     },
     {
         "opening",
@@ -71,9 +72,10 @@ FLOORS = [
         "safeguards",
         "pictured",
         "evallog",
+        "progress",
     },
-    {"inner", "hardening", "footprint", "ladder", "rewards"},
-    {"rehearsal", "leavers", "repairing"},
+    {"inner", "hardening", "footprint", "ladder", "rewards", "dashboard", "following"},
+    {"rehearsal", "leavers", "repairing", "display"},
     {"organisms", "attacks", "defenses", "evals", "statistics", "landscape", "ratio"},
     {"evidence", "reliability", "comparison"},
     {"controls", "curves", "kinds", "double_sampling"},
@@ -123,7 +125,20 @@ def test_imports_point_strictly_down(path):
 
 @pytest.mark.parametrize(
     "light",
-    ["record", "dossier", "run", "statistics", "survival", "checks", "verdict", "corpus", "disk", "problem", "report"],
+    [
+        "record",
+        "dossier",
+        "run",
+        "statistics",
+        "survival",
+        "checks",
+        "verdict",
+        "corpus",
+        "disk",
+        "problem",
+        "report",
+        "display",
+    ],
 )
 def test_records_and_verdicts_know_no_torch(light):
     seen, waiting = set(), [light]
