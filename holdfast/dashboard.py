@@ -39,11 +39,11 @@ def view(run: Progress, now: float, width: int, height: int) -> Group:
     width = min(width, WIDTH)
     head = [_heading(run, now), *_bar(run, width), *_counts(run, now), *_doing(run)]
     worst = run.worst()
-    fixed = len(head) + (2 + PLOT + 3 if worst else 0)
-    drawing = worst is not None and fixed + 3 <= height and width >= 40
-    room = height - (fixed if drawing else len(head) + 2 * bool(worst)) - 2
-    parts: list[RenderableType] = [*head, *_at_work(run, now, max(1, min(room, 8)))]
-    if worst:
+    drawing = worst is not None and len(head) + PLOT + 8 <= height and width >= 40
+    below = 2 * bool(worst) + drawing * (PLOT + 3)
+    room = height - len(head) - below - 1
+    parts: list[RenderableType] = [*head[:height], *(_at_work(run, now, min(room, 8)) if room > 0 else [])]
+    if worst and len(head) + below <= height:
         parts += ["", *_worst(run, worst, width, drawing)]
     return Group(*parts)
 
@@ -85,7 +85,10 @@ def _heading(run: Progress, now: float) -> Text:
         rest.append(f"written by holdfast {printable(run.facts.version)}, read by {holdfast.__version__}")
     rest += ["on an organism"] if run.organism else []
     return _line(
-        (printable(run.wanted.name), "bold"), "  ", (rest[0], _STYLES[state]), (", ".join(["", *rest[1:]]), "dim")
+        (printable(run.wanted.name or run.folder.resolve().name), "bold"),
+        "  ",
+        (rest[0], _STYLES[state]),
+        (", ".join(["", *rest[1:]]), "dim"),
     )
 
 
@@ -166,7 +169,7 @@ def _at_work(run: Progress, now: float, room: int) -> list[RenderableType]:
         name = f"{at.subject} under {at.attack}, seed {at.seed}" if at else task.name
         row = Text(f"▸ {printable(name)}"), Text(_stands(run, run.now, task), "dim"), Text(lasting(now - task.began))
         table.add_row(*row)
-    more = [Text(f"  and {len(tasks) - len(shown)} more", "dim")] if len(tasks) > len(shown) else []
+    more = [Text(f"  and {len(tasks) - len(shown)} more", "dim")] if len(tasks) > len(shown) and room > 1 else []
     return ["", table, *more]
 
 

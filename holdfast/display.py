@@ -124,7 +124,7 @@ class Lines(Display):
         seen = before.finished if before else now.finished
         for name, one in now.finished.items():
             if name not in seen or seen[name].ended != one.ended:
-                self.say(f"{progress.line(one.cell)}  ({one.seconds:.0f} s; {dashboard.summary(now, at)})")
+                self.say(f"{progress.line(one.cell)} ({one.seconds:.0f} s; {dashboard.summary(now, at)})")
                 self._said = at
         if before is None:
             self._said = at

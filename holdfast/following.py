@@ -1,4 +1,4 @@
-"""A run's progress read from its folder, again and again: what was read once is not read twice. Writes nothing; knows no torch."""
+"""A run's progress read from its folder, again and again; what was read once is not read twice. Writes nothing."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,7 +38,7 @@ class Reader:
     def _look(self, held: bool) -> Progress:
         run, problem = Run(self.folder), ""
         now = activity.read(self.folder) if held else None
-        wanted, facts = Wanted(name=self.folder.resolve().name), Facts()
+        wanted, facts = Wanted(), Facts()
         try:
             wanted = self._read(run, "recipe.json", Wanted)
             if (self.folder / "run.json").is_file():

@@ -45,7 +45,7 @@ class Attack(BaseModel):
 class Wanted(BaseModel):
     """What a recipe asks for."""
 
-    name: str
+    name: str = ""
     subjects: list[Subject] = []
     attacks: list[Attack] = []
     seeds: list[int] = []

@@ -77,7 +77,7 @@ def row(run: Progress) -> list[Text]:
     cells = f"{known}/{len(run.places)}" if run.places else f"{run.trials} trials" if run.trials else "–"
     notes = [found(run)]
     notes += [f"{len(run.failed)} failed"] if run.failed else []
-    notes += [printable(run.problem or next(iter(run.unreadable.values())))] if run.state == "damaged" else []
+    notes += [damage(run)] if run.state == "damaged" else []
     notes += [f"by holdfast {printable(run.facts.version)}"] if run.foreign else []
     notes += ["on an organism"] if run.organism else []
     return [
@@ -87,6 +87,12 @@ def row(run: Progress) -> list[Text]:
         Text(cells),
         Text("; ".join(one for one in notes if one)),
     ]
+
+
+def damage(run: Progress) -> str:
+    """What is wrong with which of its files, in short."""
+    says = run.problem or next(iter(run.unreadable.values()))
+    return printable(says.removeprefix(f"{run.folder}/").partition(" (")[0].partition(";")[0])
 
 
 def found(run: Progress) -> str:
