@@ -22,11 +22,11 @@ PLOT = 5
 """Lines of the plot, without its axis."""
 _STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "damaged": "red"}
 _DOING = {
-    "preparing": "looking over what the cells start from",
-    "hardening": "hardening the subjects; cells begin when all are hardened",
+    "preparing": "looking over models and prompts",
+    "hardening": "hardening the subjects",
     "asking": "asking each subject before any attack",
     "attacking": "",
-    "searching": "searching the strongest settings; the audit of what is found begins after that",
+    "searching": "searching the strongest settings",
 }
 
 
@@ -145,7 +145,7 @@ def _doing(run: Progress) -> Iterator[Text]:
     said = [f"{run.trials} trials done"] * (run.now.doing == "searching") + [printable(run.now.says)] * bool(
         run.now.says
     )
-    told += f" ({', '.join(said)})" if said else ""
+    told += f": {', '.join(said)}" if said else ""
     if run.now.doing == "hardening" and run.hardened:
         told += f"; hardened: {', '.join(f'{printable(one)} in {lasting(cost.seconds)}' for one, cost in run.hardened.items())}"
     if run.now.doing == "attacking" and run.now.workers is None:
@@ -189,11 +189,13 @@ def _stands(run: Progress, now: Activity, task: Task) -> str:
 def _worst(run: Progress, worst: Trace, width: int, drawing: bool) -> Iterator[RenderableType]:
     """The worst curve so far, beside its twin's."""
     twin = run.twin(worst)
-    reached = f"harm {worst.most:.2f} at {worst.at:g}" + (" steps" if worst.axis == "steps" else "")
+    reached = f"harm {worst.most:.2f} at {worst.at:g}" + (
+        f" step{'s' * (worst.at != 1)}" if worst.axis == "steps" else ""
+    )
     seeds = f", {worst.seeds} seed{'s' * (worst.seeds != 1)} so far"
     broke = ("broken", "red") if run.broken(worst) else ("not broken", "green")
     name = printable(f"{worst.subject} under {worst.attack}")
-    yield _line(("worst so far: ", "bold"), f"{name}, {reached}{seeds}, ", broke)
+    yield _line(("worst so far: ", "bold"), broke, f", {name}, {reached}{seeds}")
     if not drawing:
         return
     lines = [Line(twin.points, "yellow", dotted=True)] if twin else []

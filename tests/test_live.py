@@ -206,7 +206,7 @@ class TestWorst:
         worst = run.worst()
         assert (worst.subject, worst.attack, worst.most, worst.at) == ("lox", "slow", 0.6, 60)
         assert run.broken(worst) and run.twin(worst).points == ((0, 0), (5, 1), (20, 1), (60, 1))
-        assert "worst so far: lox under slow, harm 0.60 at 60 steps, 1 seed so far, broken" in seen(run)
+        assert "worst so far: broken, lox under slow, harm 0.60 at 60 steps, 1 seed so far" in seen(run)
         assert "twin (its twin)" in seen(run)
 
     def test_seeds_are_averaged_and_harm_of_a_useless_model_does_not_count(self, tmp_path: Path) -> None:
