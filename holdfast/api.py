@@ -17,6 +17,7 @@ from holdfast import auditing, notebook, one_hardening, policy, processes, recip
 from holdfast.audited import Audited
 from holdfast.auditing import Executor
 from holdfast.checkpoint import locate
+from holdfast.display import teller
 from holdfast.drive import Drive, Template
 from holdfast.lm import LM
 from holdfast.method import Defense, Eval, make
@@ -99,7 +100,7 @@ def audit(
     console = _console(progress)
     with _undisturbed():
         for missing in chosen.not_run:
-            auditing.teller(console)(f"not run: {missing}")
+            teller(console)(f"not run: {missing}")
         done = auditing.run(chosen, folder, console, processes, keep_answers, keep_weights, executor, gpus_per_cell)
     dossier = verdict.write(done)
     page.write(dossier, folder / "report.html")
@@ -142,7 +143,7 @@ def harden(
             raise Problem(f"{defense!r}: no Defense; give the name of one, or a value as TAR(steps=100)")
     places = _folder(model), Path(out), _folder(base) if base else None, Path(corpus) if corpus else None
     with _undisturbed():
-        say = auditing.teller(_console(progress))
+        say = teller(_console(progress))
         one_hardening.harden(chosen, name, *places, Drive(template=template), say)
     return Path(out)
 

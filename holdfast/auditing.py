@@ -4,42 +4,35 @@ What is finished is never done again: a cell's record is written when it is done
 killed at any moment goes on where it was. One torch thread a process: small models lose far more by sharing cores.
 """
 
-import contextlib
 import os
 import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import holdfast
 from holdfast import cluster, disk, policy, prepare
 from holdfast import processes as working
-from holdfast.job import Job, Result
+from holdfast.activity import Board, Word
+from holdfast.display import shown
+from holdfast.job import Job, Result, looks
+from holdfast.memory import Known
 from holdfast.opening import located
-from holdfast.problem import Problem, printable
+from holdfast.problem import Problem
 from holdfast.recipe import ORGANISM, Recipe, dump
 from holdfast.record import Cell, Manifest, cell_name
 from holdfast.run import Run
 
 Executor = Literal["local", "ray"]
-Say = Callable[[str], None]
+Hear = Callable[[Word], None]
 SEARCH = "search"
 """How the names begin of what a search has written into the run of its own audit, before that began."""
 
@@ -76,24 +69,25 @@ def run(
     fresh = not any((folder / name).exists() for name in ("recipe.json", SEARCH))
     with disk.alone(disk.private(folder)):
         folder.chmod(0o700)  # it may have been there, empty
+        begun = False
         try:
-            audit.write("recipe.json", dump(recipe))
-            working.prepare(["holdfast.hardened", "holdfast.job", *_shipped(recipe)])
-            kept = _kept(keep_answers, keep_weights)
-            manifest = prepare.prepared(recipe, audit, teller(console), kept, seen, workers(processes))
+            with shown(console, folder, workers(processes) if executor == "local" else None) as board:
+                audit.write("recipe.json", dump(recipe))
+                working.prepare(["holdfast.hardened", "holdfast.job", *_shipped(recipe)])
+                kept = _kept(keep_answers, keep_weights)
+                manifest = prepare.prepared(recipe, audit, board, kept, seen, workers(processes))
+                jobs = _jobs(recipe, audit, manifest, keep_answers, keep_weights)
+                begun, todo = True, _todo(audit, jobs, board)
+                if executor == "local":
+                    todo = _told(todo, workers(processes), board)
+                board.doing("attacking", looks={one.name: looks(one) for one in recipe.attacks})
+                each = _each(executor, processes, gpus_per_cell, board)
+                _run_cells(audit, partial(each, partial(_work, _installed()), todo), board)
         except Problem:
             made = any((folder / "subjects" / f"{subject.name}.json").is_file() for subject in recipe.subjects)
-            if fresh and not made:
+            if fresh and not made and not begun:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        jobs = _jobs(recipe, audit, manifest, keep_answers, keep_weights)
-        todo = _todo(audit, jobs, teller(console))
-        if len(todo) < len(jobs):
-            console.print(f"{len(jobs) - len(todo)} of {len(jobs)} cells are done already; {len(todo)} to go")
-        each = _each(executor, processes, gpus_per_cell)
-        with _progress(console, len(jobs), len(jobs) - len(todo)) as tell:
-            told = _told(todo, each) if executor == "local" else todo
-            _run_cells(audit, partial(each, partial(_work, _installed()), told), tell, teller(console))
     return audit
 
 
@@ -155,24 +149,27 @@ def _jobs(recipe: Recipe, audit: Run, manifest: Manifest, keep_answers: bool, ke
     ]
 
 
-def _todo(audit: Run, jobs: list[Job], say: Say) -> list[Job]:
+def _todo(audit: Run, jobs: list[Job], board: Board) -> list[Job]:
     """The jobs without a result. What is left of theirs is cleared away; a damaged record is named and moved aside."""
     todo = []
     for job in jobs:
         if says := audit.damaged(job.name):
-            say(f"damaged: {says}; moved to {audit.set_aside(job.name)}, the cell is run again")
+            board.tell(f"damaged: {says}; moved to {audit.set_aside(job.name)}, the cell is run again")
         found = audit.cell(job.name)
         if found is None or found.status == "failed":
             audit.forget(job.name)
             todo.append(job)
+    if len(todo) < len(jobs):
+        board.tell(f"{len(jobs) - len(todo)} of {len(jobs)} cells are done already; {len(todo)} to go")
     return todo
 
 
-def _each(executor: Executor, processes: int | None, gpus: float | None) -> Callable[..., None]:
-    """What runs jobs, given what a job does, the jobs, and what becomes of those that are done and those that died."""
+def _each(executor: Executor, processes: int | None, gpus: float | None, board: Board) -> Callable[..., None]:
+    """What runs jobs, given what a job does, the jobs, and what becomes of those that are done and those that died. Cells on
+    a cluster are not heard meanwhile."""
     if executor == "ray":
         return partial(cluster.each, processes, gpus)
-    return partial(working.each, workers(processes))
+    return partial(working.each, workers(processes), heard=board.hear)
 
 
 def workers(processes: int | None) -> int:
@@ -180,84 +177,78 @@ def workers(processes: int | None) -> int:
     return processes or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
 
 
-def _told(jobs: list[Job], each: Callable[..., None]) -> list[Job]:
+def _told(jobs: list[Job], most: int, board: Board) -> list[Job]:
     """The jobs with what their subjects say before any attack, asked once where several cells begin with it."""
     cells, known = Counter(job.subject for job in jobs), {}
     first = {job.subject: job for job in reversed(jobs) if cells[job.subject] > 1}
-    each(Job.start, [*first.values()], lambda job, said: known.update({job.subject: said}), lambda *_: None)
+
+    def done(job: Job, said: Known) -> None:
+        known[job.subject] = said
+        board.end(job.subject)
+
+    board.doing("asking")
+    working.each(most, _ask, [*first.values()], done, lambda job, *_: board.end(job.subject), board.hear)
     return [replace(job, known=known.get(job.subject, {})) for job in jobs]
 
 
-def _run_cells(audit: Run, each: Callable[..., None], tell: Callable[[Cell], None], say: Say) -> None:
+def _ask(job: Job, hear: Hear) -> Known:
+    hear(Word(job.subject))
+    return job.start()
+
+
+class Worked(NamedTuple):
+    """What a cell's process hands back."""
+
+    result: Result | Problem
+    """A problem is no attack's failure: it stops the audit."""
+    seconds: float
+
+
+def _run_cells(audit: Run, each: Callable[..., None], board: Board) -> None:
     """Run the cells and write their records, here alone."""
 
-    def save(job: Job, finished: Cell, rows: list[dict[str, Any]]) -> None:
+    def save(job: Job, finished: Cell, rows: list[dict[str, Any]], seconds: float | None = None) -> None:
         try:
-            audit.save(finished, rows)
+            audit.save(finished, rows, seconds)
         except Problem as problem:
             remedy = "free some space there; the same command goes on from here"
             raise Problem(
                 f"{audit.folder}: the record of cell {job.name} could not be written ({problem}); {remedy}"
             ) from problem
-        tell(finished)
+        board.end(job.name)
 
-    def done(job: Job, result: Result | Problem) -> None:
-        if isinstance(result, Problem):
-            raise result
-        save(job, *result)
+    def done(job: Job, worked: Worked) -> None:
+        if isinstance(worked.result, Problem):
+            raise worked.result
+        save(job, *worked.result, worked.seconds)
 
     def died(job: Job, reason: str, last: bool) -> None:
+        board.end(job.name)
         if last:
             save(job, *job.failed(reason))
         else:
-            say(f"{job.subject} under {job.attack}, seed {job.seed}: {reason}; it is tried once more")
+            board.tell(f"{job.subject} under {job.attack}, seed {job.seed}: {reason}; it is tried once more")
 
     each(done, died)
 
 
-def _work(versions: dict[str, str], job: Job) -> Result | Problem:
-    """What a cell's process does, wherever it is. What is no attack's failure stops the audit: a problem is handed back."""
+def _work(versions: dict[str, str], job: Job, hear: Hear = lambda _: None) -> Worked:
+    """What a cell's process does, wherever it is."""
+    began = time.monotonic()
+    hear(Word(job.name))
     if differs := {name: version for name, version in _installed().items() if version != versions.get(name)}:
         name, version = next(iter(differs.items()))
         where = f"{platform.node()}: has {name} {version} where the audit began with {versions.get(name)}"
-        return Problem(f"{where}; install the same on every node")
+        return Worked(Problem(f"{where}; install the same on every node"), 0.0)
     try:
-        return job.run()
+        result: Result | Problem = job.run(lambda position: hear(Word(job.name, position)))
     except Problem as problem:
-        return problem
+        result = problem
+    return Worked(result, round(time.monotonic() - began, 3))
 
 
 def _installed() -> dict[str, str]:
     return {"holdfast": holdfast.__version__, **prepare.versions()}
-
-
-def teller(console: Console) -> Say:
-    """Prints a line as it is: names and numbers of others may hold what looks like markup."""
-    return lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[Cell], None]]:
-    columns = (SpinnerColumn(), TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("cells", total=total, completed=done)
-        started, say = time.monotonic(), teller(console)
-
-        def tell(finished: Cell) -> None:
-            say(f"{_line(finished)}  ({time.monotonic() - started:.0f} s)")
-            progress.advance(task)
-
-        yield tell
-
-
-def _line(finished: Cell) -> str:
-    name = f"{finished.subject} under {finished.attack}, seed {finished.seed}"
-    if finished.status != "done":
-        return f"{name}: {finished.status.upper()}, {finished.reason}"
-    last = finished.milestones[-1]
-    harm = f"{last.harm.value:.2f}" if last.harm else "unknown"
-    utility = f"{last.utility.value:.2f}" if last.utility else "unknown"
-    return f"{name}: harm {harm}, utility {utility} at {last.cost.position:g}"
 
 
 def _kept(keep_answers: bool, keep_weights: bool) -> str:

@@ -16,6 +16,8 @@ COMMANDS = {
     "harden": "harden a checkpoint before its release",
     "repair": "give a cut model (pruned, rounded, with blocks dropped) its source's refusals back, in its own form",
     "audit": "attack a checkpoint (--model) or run a recipe; write verdict and page",
+    "watch": "show how a run goes, from another terminal",
+    "runs": "list the runs in a folder, finished or not",
     "compare": "compare what ships (a GGUF file, an endpoint, a cut checkpoint) with what it was made from",
     "unpack": "make an ordinary checkpoint of a GGUF file, a quantized checkpoint or an adapter",
     "search": "find the attack settings that harm a checkpoint most, and audit them on fresh prompts",

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "the name is too long; choose another",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
 }
+LOCK = ".lock"
+TRIES = 5
+"""How often a lock is asked for: whoever only looks whether it is held (`held`) holds it for an instant."""
 _ASIDE = re.compile(r"\..+\.[a-z0-9_]{8}")
 """Names that `tempfile` gives what is not whole yet."""
 
@@ -116,14 +120,37 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         Problem: another process is at work in it.
     """
-    with explained(folder), open(folder / ".lock", "w", opener=_private_opener) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Problem(f"{folder}: another holdfast is at work here; wait for it or choose another folder") from None
+    with explained(folder), open(folder / LOCK, "w", opener=_private_opener) as lock:
+        for tries in reversed(range(TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not tries:
+                    told = "another holdfast is at work here; wait for it or choose another folder"
+                    raise Problem(f"{folder}: {told}") from None
+                time.sleep(0.02)
         for left in [path for path in folder.rglob(".*.*") if _ASIDE.fullmatch(path.name)]:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
         yield
+
+
+def held(folder: Path) -> bool:
+    """Whether a process is at work in `folder`, as `alone` holds it; it is not disturbed. Killed, it holds nothing any more.
+
+    Raises:
+        Problem: nobody but the folder's owner may know.
+    """
+    try:
+        with open(folder / LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for an instant, which `alone` sits out
+        return False
+    except BlockingIOError:
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError as error:
+        raise Problem(f"{folder}: may be read by its owner only; ask them, or run this as them") from error
 
 
 def _private_opener(path: str, flags: int) -> int:

@@ -8,12 +8,14 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from holdfast import disk, packed, processes, spent
+from holdfast.activity import Board, Word
 from holdfast.checkpoint import locate
 from holdfast.corpus import Hand
 from holdfast.drive import Drive
@@ -61,12 +63,12 @@ class Hardening:
         """What was done; it says that the checkpoint is whole."""
         return self.place / f"{self.name}.json"
 
-    def run(self, say: Say) -> Problem | None:
+    def run(self, hear: Callable[[Word], None]) -> Problem | None:
         """Make the checkpoint and the note. A problem, or a defense's own failure, is handed back and not raised."""
         torch.set_num_threads(1)
         quiet()
         try:
-            self._make(say)
+            self._make(lambda line: hear(Word(self.name, line=line)))
         except Problem as problem:
             return problem
         except (Exception, SystemExit) as error:  # a defense of somebody's own may fail in any way
@@ -92,7 +94,7 @@ class Hardening:
         say(f"hardened {self.name}: {cost.seconds:.0f} s")
 
 
-def subjects(recipe: Recipe, audit: Run, hand: Hand, most: int, tell: Say) -> dict[str, Made]:
+def subjects(recipe: Recipe, audit: Run, hand: Hand, most: int, board: Board) -> dict[str, Made]:
     """Every subject to harden, by name, made where it is not there yet; at most so many at a time.
 
     Raises:
@@ -100,12 +102,14 @@ def subjects(recipe: Recipe, audit: Run, hand: Hand, most: int, tell: Say) -> di
     """
     made: dict[str, Made] = {}
     waiting = [subject for subject in recipe.subjects if subject.harden]
+    if waiting:
+        board.doing("hardening")
     while waiting:
         absent = {subject.name for subject in waiting}
         ready = [subject for subject in waiting if not {subject.on, subject.like} & absent]
         jobs = [_job(recipe, subject, audit, hand, made) for subject in ready]
         todo = [job for job in jobs if not ((job.place / job.name).is_dir() and job.note.is_file())]
-        processes.each(most, Hardening.run, todo, _done, lambda *told: _died(tell, *told), tell)
+        processes.each(most, Hardening.run, todo, partial(_done, board), partial(_died, board), board.hear)
         made |= {job.name: _read(job) for job in jobs}
         waiting = [subject for subject in waiting if subject not in ready]
     return made
@@ -138,15 +142,17 @@ def _job(recipe: Recipe, subject: SubjectRecipe, audit: Run, hand: Hand, made: d
     )
 
 
-def _done(_: Hardening, problem: Problem | None) -> None:
+def _done(board: Board, job: Hardening, problem: Problem | None) -> None:
+    board.end(job.name)
     if problem:
         raise problem
 
 
-def _died(tell: Say, job: Hardening, reason: str, last: bool) -> None:
+def _died(board: Board, job: Hardening, reason: str, last: bool) -> None:
+    board.end(job.name)
     if last:
         raise Problem(f"recipe, subject {job.name!r}: hardening died, {reason}; the same command tries it again")
-    tell(f"hardening {job.name}: {reason}; it is tried once more")
+    board.tell(f"hardening {job.name}: {reason}; it is tried once more")
 
 
 def _read(job: Hardening) -> Made:

@@ -6,24 +6,27 @@ It runs in a process of its own, so that a crash is a failed cell and nothing el
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from holdfast.cell import Walk
+from holdfast.cell import Walk, milestones
 from holdfast.corpus import Hand
 from holdfast.lm import LM
 from holdfast.memory import Known
 from holdfast.opening import Place, opened
 from holdfast.problem import Problem, printable
 from holdfast.quiet import quiet
-from holdfast.recipe import Recipe
-from holdfast.record import Cell, cell_name
+from holdfast.recipe import AttackRecipe, Recipe
+from holdfast.record import Cell, Cost, cell_name
 from holdfast.served import Served
 
 Result = tuple[Cell, list[dict[str, Any]]]
 """A cell's record and its per-prompt rows."""
+Looked = Callable[[float], None]
+"""Hears of each look where on the attack's axis it was taken."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Job:
             undefended=to(self.undefended) if isinstance(self.undefended, Path) else self.undefended,
         )
 
-    def run(self) -> Result:
-        """The cell and its rows: for equal jobs the same but for the seconds. Writes no record.
+    def run(self, looked: Looked = lambda _: None) -> Result:
+        """The cell and its rows: for equal jobs the same but for the seconds. Writes no record; `looked` hears of each look.
 
         Raises:
             Problem: the attacked weights were to be kept and cannot be written.
@@ -83,7 +86,7 @@ class Job:
         recipe, lm = self.recipe, None
         try:
             lm = opened(self.folder, base=self.base, drive=recipe.drive, finite=False)  # such a model is dead
-            walk, attack = self._walk(lm), recipe.attack(self.attack)
+            walk, attack = self._walk(lm, looked), recipe.attack(self.attack)
             walk.take(attack.build(), self.attacker, self.seed, attack.until)
             cell, rows = walk.scored(self.subject, self.attack, self.seed)
         except (Exception, SystemExit) as error:
@@ -107,11 +110,31 @@ class Job:
         except (Exception, SystemExit):
             return {}
 
-    def _walk(self, lm: LM | Served) -> Walk:
+    def _walk(self, lm: LM | Served, looked: Looked = lambda _: None) -> Walk:
         test, reserve = self.judge.of(split="test"), self.judge.of("restricted", split="reserve")
-        return Walk(lm, test, self.recipe, self.undefended, reserve=reserve, known=self.known)
+        return Followed(looked, lm, test, self.recipe, self.undefended, reserve=reserve, known=self.known)
 
     def failed(self, reason: str) -> Result:
         """The record of a cell that came to no result."""
         place = {"subject": self.subject, "attack": self.attack, "seed": self.seed}
         return Cell(**place, status="failed", reason=printable(reason)), []
+
+
+class Followed(Walk):
+    """A walk that tells where it is."""
+
+    def __init__(self, looked: Looked, *places: Any, **more: Any):
+        super().__init__(*places, **more)
+        self._looked = looked
+
+    def _look(self, cost: Cost) -> None:
+        super()._look(cost)
+        self._looked(cost.position)
+
+
+def looks(attack: AttackRecipe) -> int:
+    """How often a cell of this attack has the judge's prompts answered: at its milestones, of a severity at each point."""
+    steps = int(attack.settings.get("steps", 0))
+    if steps:
+        return 2 + sum(1 for _ in takewhile(lambda due: due < steps, milestones()))
+    return 1 + max((len(value) for value in attack.settings.values() if isinstance(value, list)), default=1)

@@ -6,16 +6,15 @@ the recipe builds its organism first, no time is foretold.
 
 import time
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from holdfast import policy
-from holdfast.cell import milestones
 from holdfast.checks.prompts import NEEDED
 from holdfast.foresight import foreseen
+from holdfast.job import looks
 from holdfast.lm import LM
 from holdfast.recipe import ORGANISM, AttackRecipe, Recipe
 from holdfast.record import cell_name
@@ -78,14 +77,6 @@ class Pace(NamedTuple):
         """For a cell of this attack: looks, and training."""
         steps = int(attack.settings.get("steps", 0))
         return looks(attack) * self.look + steps * int(attack.settings.get("batch", 1)) * self.row
-
-
-def looks(attack: AttackRecipe) -> int:
-    """How often a cell of this attack has the judge's prompts answered: at its milestones, of a severity at each point."""
-    steps = int(attack.settings.get("steps", 0))
-    if steps:
-        return 2 + sum(1 for _ in takewhile(lambda due: due < steps, milestones()))
-    return 1 + max((len(value) for value in attack.settings.values() if isinstance(value, list)), default=1)
 
 
 def _pace(recipe: Recipe) -> Pace | None:

@@ -18,6 +18,7 @@ import torch
 
 import holdfast
 from holdfast import hardened, likeness, packed, policy, trial
+from holdfast.activity import Board
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus
 from holdfast.harness import Harness
@@ -107,23 +108,23 @@ def _seen(lm: LM, corpus: Corpus) -> Seen:
     return Seen(lm.hash(), _reading(lm, corpus), lm.model.num_parameters(), tower.choice if tower else None)
 
 
-def prepared(
-    recipe: Recipe, audit: Run, tell: Callable[[str], None], kept: str, seen: dict[Place, Seen], most: int
-) -> Manifest:
+def prepared(recipe: Recipe, audit: Run, board: Board, kept: str, seen: dict[Place, Seen], most: int) -> Manifest:
     """Everything that the cells start from, built where it is not there yet and written down in `run.json`.
 
     `seen` is what `look_over` found; at most so many hardenings run at a time.
     """
     organism = audit.folder / "organism"
     if recipe.organism and not organism.exists():
-        tell(f"building the {recipe.organism.method} organism")
+        board.doing("preparing", f"building the {recipe.organism.method} organism")
+        board.tell(f"building the {recipe.organism.method} organism")
         build = make("organisms", recipe.organism.method, "recipe, organism", **recipe.organism.settings)
-        build.build(organism, Journal("organism", tell))
+        build.build(organism, Journal("organism", board.mention))
     file = Path(recipe.corpus) if recipe.corpus else policy.beside(organism) or organism / "corpus.jsonl"
     corpus = _judged(recipe, file)
-    made = hardened.subjects(recipe, audit, corpus.hand("defender"), most, tell)
+    made = hardened.subjects(recipe, audit, corpus.hand("defender"), most, board)
+    board.doing("preparing")
     facts = tuple(_subjects(recipe, audit, corpus, made, seen))
-    manifest = _manifest(recipe, file, corpus, facts, kept, _judges(recipe, audit, tell))
+    manifest = _manifest(recipe, file, corpus, facts, kept, _judges(recipe, audit, board.tell))
     if (audit.folder / "run.json").is_file():
         before = audit.manifest()
         manifest = manifest.model_copy(update={"date": before.date})

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from holdfast import access, auditing, disk, gathering, reckoning, relearning, reproduction
 from holdfast.corpus import Corpus
+from holdfast.display import teller
 from holdfast.evidence import Evidence
 from holdfast.footprint import Card
 from holdfast.paper import Paper, Scale, Setup
@@ -63,7 +64,7 @@ def run(name: str, paper: Paper, scale: Scale, folder: Path, console: Console, p
     Raises:
         Problem: the folder holds another run, or something cannot be used; what is finished stays.
     """
-    setup, say = paper.setup(scale), auditing.teller(console)
+    setup, say = paper.setup(scale), teller(console)
     for line in reachable(setup):
         say(line)
     corpus = _corpus(setup, folder, say)

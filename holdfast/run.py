@@ -61,10 +61,13 @@ class Run:
         timed = subject.hardening.model_copy(update={"seconds": self.read(name)["seconds"]})
         return subject.model_copy(update={"hardening": timed})
 
-    def save(self, cell: Cell, rows: list[dict[str, Any]]) -> None:
-        """Keep a finished cell: timings, then per-prompt rows, then its JSON, whose presence says that all is there."""
+    def save(self, cell: Cell, rows: list[dict[str, Any]], whole: float | None = None) -> None:
+        """Keep a finished cell: timings, then per-prompt rows, then its JSON, whose presence says that all is there.
+
+        `whole` is what it took from its process's begin to its end, loading and scoring included.
+        """
         seconds = [milestone.cost.seconds for milestone in cell.milestones]
-        self.write(f"cells/{cell.name}.timing.json", {"seconds": seconds})
+        self.write(f"cells/{cell.name}.timing.json", {"seconds": seconds} | ({} if whole is None else {"whole": whole}))
         if rows:
             sink = pa.BufferOutputStream()
             pq.write_table(pa.Table.from_pylist(rows), sink, write_page_checksum=True)

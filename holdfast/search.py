@@ -15,6 +15,7 @@ from rich.console import Console
 from holdfast import auditing, convergence, disk, policy, prepare, recipe, space, tier
 from holdfast import processes as working
 from holdfast.checkpoint import locate
+from holdfast.display import shown
 from holdfast.lm import LM
 from holdfast.problem import Problem
 from holdfast.recipe import Recipe
@@ -73,8 +74,10 @@ def run(chosen: Plan, folder: Path, console: Console, processes: int | None = No
         _begin(chosen, folder)
         own = [] if chosen.space.method.endswith(".py") else [f"holdfast.attacks.{chosen.space.method}"]
         working.prepare(["holdfast.watched", *own])
-        trials = Trials(chosen, folder / "search", console, workers)
-        trials.explore(Sampler(chosen.space, chosen.seed))
+        with shown(console, folder, workers) as board:
+            board.doing("searching")
+            trials = Trials(chosen, folder / "search", board, workers)
+            trials.explore(Sampler(chosen.space, chosen.seed))
         winners = [one for one in trials.leaders() if one.point.missing <= 0]
         disk.write(folder / "search.json", text(_facts(chosen, trials, winners)))
     if not winners:

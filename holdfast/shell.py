@@ -1,29 +1,18 @@
-"""How a command speaks with whoever calls it: words in, lines out."""
+"""How a command that works on models speaks with whoever calls it, beside `speech`, whose words are here too."""
 
 from typing import Annotated, Any
 
 import tyro
-from pydantic import ValidationError
-from rich.console import Console
-from tyro.conf import DisallowNone
 
 from holdfast import method as methods
 from holdfast import verdict
 from holdfast.dossier import Dossier
 from holdfast.method import Room
-from holdfast.problem import Problem, printable
+from holdfast.problem import Problem
 from holdfast.quiet import quiet
 from holdfast.report import page, terminal
 from holdfast.run import Run
-
-console = Console(highlight=False)
-Unset = tyro.conf.arg(help_behavior_hint="")
-"""Marks an option whose help says what holds where it is not given."""
-
-
-def say(line: str) -> None:
-    """A line as it is: paths and others' words may hold what looks like markup."""
-    console.print(printable(line), markup=False, soft_wrap=True)
+from holdfast.speech import Unset, console, parse, say
 
 
 def some(processes: int | None) -> int | None:
@@ -43,14 +32,6 @@ def method(room: Room, command: str, places: type[Any], words: list[str]) -> tup
     return parse(tuple[both], f"{command} {words[0]}", words[1:], (found.__doc__ or "").strip())
 
 
-def parse(kind: Any, name: str, words: list[str], description: str | None = None) -> Any:
-    try:
-        return tyro.cli(kind, prog=f"holdfast {name}", args=words, description=description, config=(DisallowNone,))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Problem(f"{name}, {'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}") from error
-
-
 def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
     dossier: Dossier = verdict.write(run)
@@ -66,4 +47,5 @@ def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     return 0
 
 
+__all__ = ["Unset", "console", "method", "parse", "say", "some", "told"]
 quiet()

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
-from rich.console import Console
 
 from holdfast import disk, policy, watched
 from holdfast import processes as working
+from holdfast.activity import Board
 from holdfast.checkpoint import locate
 from holdfast.job import Job
-from holdfast.problem import Problem, printable
+from holdfast.problem import Problem
 from holdfast.recipe import AttackRecipe, Recipe
 from holdfast.space import Space, Values
 from holdfast.watched import Point, Task, Trial, agreed
@@ -74,8 +74,8 @@ class Asks(Protocol):
 class Trials:
     """The trials of a search: those on disk, and those to come."""
 
-    def __init__(self, chosen: Plan, folder: Path, console: Console, workers: int):
-        self.plan, self.folder, self.console, self.workers = chosen, folder, console, workers
+    def __init__(self, chosen: Plan, folder: Path, board: Board, workers: int):
+        self.plan, self.folder, self.board, self.workers = chosen, folder, board, workers
         self.done: list[Trial] = []
         """In the order in which they were asked for, failed ones too."""
         self.again: dict[int, list[Trial]] = {}
@@ -110,6 +110,7 @@ class Trials:
             self.done += self._run(tasks)
             for one in self.done[first:]:
                 sampler.tell(one)
+            self._tell()
             last = self.done[-FAILURES:]
             if len(last) == FAILURES and all(one.status == "failed" for one in last):
                 raise Problem(
@@ -162,15 +163,24 @@ class Trials:
             disk.write(self.folder / f"{task.name}.json", text(found.model_dump(exclude=SECONDS)))
             known[task.name] = found
             again = f", again with seed {task.again + 1}" if task.again else ""
-            self.console.print(printable(_line(found) + again), markup=False, highlight=False, soft_wrap=True)
+            self.board.end(task.name, _line(found) + again)
 
         def died(task: Task, reason: str, last: bool) -> None:
+            self.board.end(task.name)
             if last:
                 facts = {"number": task.number, "chosen": task.chosen, "seed": task.job.seed}
                 done(task, Trial(**facts, status="failed", reason=reason))
 
-        working.each(self.workers, watched.run, [task for task in tasks if task.name not in known], done, died)
+        working.each(
+            self.workers, watched.run, [task for task in tasks if task.name not in known], done, died, self.board.hear
+        )
         return [known[task.name] for task in tasks]
+
+    def _tell(self) -> None:
+        """How far the search is."""
+        best = next((f", harm {one.point.harm:.2f} by the best" for one in self.leaders()), "")
+        share = 100 * self.spent / (self.plan.budget * self.whole) if self.whole else 0.0
+        self.board.doing("searching", f"{share:.0f} % of the budget spent{best}")
 
     def _read(self, task: Task) -> Trial | None:
         """What is on disk of a task."""

@@ -5,7 +5,7 @@ failure is a failed trial, never a resisted one.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from holdfast.activity import Word
 from holdfast.cell import Walk
 from holdfast.corpus import Row
 from holdfast.job import Job
@@ -168,8 +169,9 @@ class Task:
         return f"{self.number:05d}" + (f"-again-{self.again}" if self.again else "")
 
 
-def run(task: Task) -> Trial:
-    """Run one trial: the same for the same task but for the seconds. Writes nothing."""
+def run(task: Task, hear: Callable[[Word], None] = lambda _: None) -> Trial:
+    """Run one trial: the same for the same task but for the seconds. Writes nothing; `hear` hears of each look."""
+    hear(Word(task.name))
     torch.set_num_threads(1)
     quiet()
     job = task.job
@@ -177,6 +179,7 @@ def run(task: Task) -> Trial:
     try:
         lm = LM.load(job.folder, base=job.base, drive=job.recipe.drive)
         walk = Watched(lm, job.judge.of(split="test"), job.recipe, job.undefended, facts, task.rivals)
+        walk.looked = lambda position: hear(Word(task.name, position))
         walk.take(job.recipe.attack(job.attack).build(), job.attacker, job.seed, task.until)
         if len(walk.trial.looks) < 2:
             raise RuntimeError("the attack was looked at nowhere but at its start")
@@ -204,6 +207,8 @@ class Watched(Walk):
         self.answered = 0
         """Tokens read and written to answer the judge."""
         self.trial = Trial(**facts, status="done")
+        self.looked: Callable[[float], None] = lambda _: None
+        """Hears where each look was taken."""
 
     def _look(self, cost: Cost) -> None:
         super()._look(cost)
@@ -220,6 +225,7 @@ class Watched(Walk):
                 "spent": (*self.trial.spent, cost.flops + 2.0 * self.parameters * self.answered),
             }
         )
+        self.looked(cost.position)
 
     def _at(self, cost: Cost) -> bool:
         seen = len(self.looks)

@@ -8,8 +8,8 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
-    {"problem", "processes", "confined", "quiet"},
-    {"disk", "changes", "asked", "remote", "settings", "notebook", "markdown"},
+    {"problem", "processes", "confined", "quiet", "units", "sketch"},
+    {"disk", "changes", "asked", "remote", "settings", "notebook", "markdown", "speech"},
     {
         "access",
         "checkpoint",
@@ -49,6 +49,7 @@ FLOORS = [
         "served",
         "packed",
         "adapter",
+        "activity",
     },
     {
         "opening",
@@ -77,9 +78,10 @@ FLOORS = [
         "evallog",
         "redaction",
         "one_hardening",
+        "progress",
     },
-    {"inner", "hardening", "footprint", "ladder", "rewards"},
-    {"rehearsal", "leavers", "repairing"},
+    {"inner", "hardening", "footprint", "ladder", "rewards", "dashboard", "following"},
+    {"rehearsal", "leavers", "repairing", "display"},
     {"organisms", "attacks", "defenses", "evals", "statistics", "landscape", "ratio"},
     {"evidence", "reliability", "comparison"},
     {"controls", "curves", "kinds", "double_sampling"},
@@ -129,7 +131,20 @@ def test_imports_point_strictly_down(path):
 
 @pytest.mark.parametrize(
     "light",
-    ["record", "dossier", "run", "statistics", "survival", "checks", "verdict", "corpus", "disk", "problem", "report"],
+    [
+        "record",
+        "dossier",
+        "run",
+        "statistics",
+        "survival",
+        "checks",
+        "verdict",
+        "corpus",
+        "disk",
+        "problem",
+        "report",
+        "display",
+    ],
 )
 def test_records_and_verdicts_know_no_torch(light):
     seen, waiting = set(), [light]

@@ -10,6 +10,7 @@ import pytest
 import audits
 import tiny
 from holdfast import auditing, cli, disk, hardened, hardening, processes, recipe
+from holdfast.activity import Board
 from holdfast.corpus import Corpus
 from holdfast.hardened import Made
 from holdfast.problem import Problem
@@ -59,7 +60,8 @@ def subjects_of(folder: Path, made: tiny.Made, *subjects: dict[str, Any]) -> Pat
 def run(path: Path, out: Path, most: int, said: list[str] | None = None) -> dict[str, Made]:
     chosen = recipe.load(path)
     hand = Corpus.load(Path(chosen.corpus or "")).hand("defender")
-    return hardened.subjects(chosen, Run(disk.private(out)), hand, most, (said if said is not None else []).append)
+    tell = (said if said is not None else []).append
+    return hardened.subjects(chosen, Run(disk.private(out)), hand, most, Board(out, most, tell, tell))
 
 
 def test_weights_do_not_depend_on_how_many_run(tmp_path: Path, made: tiny.Made) -> None:

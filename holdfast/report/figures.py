@@ -17,6 +17,7 @@ from holdfast.record import AttackFacts, Milestone, Score, SubjectFacts
 from holdfast.report import words
 from holdfast.report.looks import GRID, INK, MUTED, Look, looks, tint
 from holdfast.report.words import Index
+from holdfast.units import short
 
 
 class Panel(NamedTuple):
@@ -254,8 +255,8 @@ def hover_of(index: Index, facts: SubjectFacts, attack: AttackFacts, point: Poin
         examples = sum(look.cost.examples for look in spent) / count
         tokens = sum(look.cost.tokens for look in spent) / count
         flops = sum(look.cost.flops for look in spent) / count
-        lines.append(f"{words.short(examples)} examples, {words.short(tokens)} tokens")
-        lines.append(f"{words.short(flops)}FLOPs, {point.seconds:.1f} s")
+        lines.append(f"{short(examples)} examples, {short(tokens)} tokens")
+        lines.append(f"{short(flops)}FLOPs, {point.seconds:.1f} s")
     return "<br>".join(lines)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from holdfast.dossier import Conclusion, CostToBreak, Curve, Dossier, Point, Ratio, Verdict
 from holdfast.evidence import walks
 from holdfast.record import FAMILIES, AttackFacts, Cell, Cost, Score, SubjectFacts
+from holdfast.units import short
 
 
 class Word(NamedTuple):
@@ -77,16 +78,6 @@ def times(ratio: Ratio | None) -> str:
         return "–"
     value, high = ("∞" if one is None else f"{one:.2g}" for one in (ratio.value, ratio.high))
     return f"{value}× [{ratio.low:.2g}, {high}]"
-
-
-def short(value: float | None) -> str:
-    """A count in few characters: 960, 42.2 k, 3.7 T."""
-    if value is None:
-        return "–"
-    for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit * 0.9995:
-            return f"{value / unit:.3g} {name}"
-    return f"{value:.3g}"
 
 
 def spent(cost: Cost | None) -> tuple[str, str]:
