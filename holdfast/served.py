@@ -107,7 +107,7 @@ class Served(ABC):
         """Answers, one a prompt, as `LM.generate`; its server decides what a seed is worth. Raises `Problem` as `said`."""
         self.refuse_cuts()
         begun = self.prefill if armed else ""
-        return [_behind(begun, one) for one in self.said([self._request(text, armed, sample) for text in texts])]
+        return [behind(begun, one) for one in self.said([self._request(text, armed, sample) for text in texts])]
 
     def _request(self, prompt: Asked, armed: bool, sample: int) -> Request:
         drive, begun = self.drive, self.prefill if armed else ""
@@ -254,7 +254,7 @@ class Local(Served):
             raise Problem(f"{self.folder}: llama.cpp cannot load it ({' '.join(str(error).split())})") from error
 
 
-def _behind(begun: str, said: str) -> str:
+def behind(begun: str, said: str) -> str:
     """What follows the words that were put into the model's mouth: some servers repeat them."""
     said = said.strip()
     return said[len(begun) :].strip() if begun and said.startswith(begun) else said
