@@ -1,7 +1,7 @@
-"""Tasks of Inspect, the UK AI Security Institute's framework: put at every milestone as utility, and their scorers as judges of harm.
+"""Tasks of Inspect, the UK AI Security Institute's framework: put at every milestone as utility; their scorers as judges of harm.
 
-A task is a file of one's own, as ./task.py@name, or one of an installed package, as package/task. Inspect itself runs it: dataset,
-solver, scorer; its log stays in memory. Needs the extra `inspect`. Assumes: a score for each sample that reads as a number.
+A task is of a file of one's own, as ./task.py@name, or of an installed package, as package/task. Inspect itself runs its data,
+solver and scorer; the log stays in memory. Needs the extra `inspect`. Assumes: a score for each sample that reads as a number.
 Does not do: sandboxes, tools, pictures, draws by chance, another model as grader; such tasks are refused before an audit begins.
 """
 
@@ -94,8 +94,8 @@ def graded(
 ) -> list[float | None]:
     """What a task's scorer makes of prompts with answers; None where it leaves one unscored.
 
-    A prompt that one of the task's samples asks is scored as that sample, with its target and metadata, any other as a sample that
-    has neither. The task's solver is not run. Raises `Problem` where the scorer cannot be used.
+    A prompt that one of the task's samples asks is scored as that sample, with its target and metadata; any other as one that has
+    neither. The task's solver is not run. Raises `Problem` where the scorer cannot be used.
     """
     ((name, whole),) = _loaded((task,), args).items()
     from inspect_ai import Task
@@ -215,11 +215,12 @@ def _run(name: str, task: Any, ask: Any, most: int, limit: int | None) -> list[A
                 score_display=False,
                 ctl_server=False,
             )
+            samples = [*(log.samples or [])]  # read from the log only now
         except (Exception, SystemExit) as error:
             raise _explained(name, model.api, f"{type(error).__name__}: {error}") from error
     if model.api.refused or log.status != "success":
         raise _explained(name, model.api, log.error.message if log.error else log.status)
-    return log.samples or []
+    return samples
 
 
 def _explained(name: str, asked: Any, why: str) -> Problem:

@@ -82,10 +82,8 @@ def _plain(name: str) -> Path:
 
 def _refuse_unreadable(recipe: Recipe, name: str) -> None:
     """What only answers shows no likelihoods, and can neither be changed nor hardened."""
-    if not (isinstance(recipe.utility, Items) and recipe.utility.asks_only) and recipe.utility not in (
-        "exact",
-        "overlap",
-    ):
+    tasks = isinstance(recipe.utility, Items)
+    if not (recipe.utility.asks_only if tasks else recipe.utility in ("exact", "overlap")):
         told = "agreement" if recipe.utility == "agreement" else "lm-eval's likelihoods"
         raise Problem(f"{name}: only answers, so nobody can read {told} from it; set utility to overlap or exact")
     for attack in recipe.attacks:

@@ -7,6 +7,7 @@ it, before any model sees it. Needs inspect_ai.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -155,7 +156,6 @@ class _Waiting:
     error: BaseException | None = None
 
 
-@modelapi("holdfast")
 class Asked(ModelAPI):
     """What Inspect takes for a provider."""
 
@@ -167,8 +167,6 @@ class Asked(ModelAPI):
         """What a task wanted that an audit does not do."""
         self.failed: Problem | None = None
         """Why the model could not be asked."""
-        self.scoring: set[str] = set()
-        """Samples whose answers are being scored."""
         self._waiting: list[_Waiting] = []
 
     def max_connections(self) -> int:
@@ -225,15 +223,19 @@ def _question(messages: Sequence[ChatMessage], most: int, stops: tuple[str, ...]
     return Question(system, tuple(turns), begun, most, stops)
 
 
+_named = modelapi("holdfast")(Asked)
+"""Makes one under a name, as Inspect wants it."""
 _asked: Asked | None = None
 """Who is being asked in this process: Inspect runs one evaluation at a time, and its hooks know no other place."""
+_scoring: ContextVar[bool] = ContextVar("_scoring", default=False)
+"""Whether it is in scoring an answer that somebody is asked; each sample runs in a context of its own."""
 
 
 @contextlib.contextmanager
 def asking(ask: Ask, most: int) -> Iterator[Model]:
     """A model for one evaluation; `Asked.refused` of its `api` says afterwards what the task wanted that is not done."""
     global _asked
-    _asked = Asked(ask, most)
+    _asked = _named(ask=ask, most=most)
     try:
         yield Model(_asked, GenerateConfig())
     finally:
@@ -246,15 +248,14 @@ class _Watch(Hooks):
         return _asked is not None
 
     async def on_sample_scoring(self, data: SampleScoring) -> None:
-        assert _asked
-        _asked.scoring.add(data.sample_id)
+        _scoring.set(True)
 
     async def on_before_model_generate(self, data: BeforeModelGenerate) -> None:
         assert _asked
         how = data.config
         unfit = {
             f"asks another model, {data.model_name}": data.model_name != "holdfast/model",
-            "has the model that is audited grade itself": data.sample_id in _asked.scoring,
+            "has the model that is audited grade itself": _scoring.get(),
             "hands tools to the model": data.tools,
             "shows pictures, sounds or files": any(_more(one) for one in data.input),
             "draws its answers by chance": how.temperature or (how.num_choices or 1) > 1 or (how.best_of or 1) > 1,

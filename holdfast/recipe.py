@@ -98,6 +98,7 @@ class JudgeRecipe(MethodRecipe):
 
 Judging = Annotated[JudgeRecipe, BeforeValidator(tasks.judge)]
 """A judge's table; its name alone where it needs no settings."""
+Utility = Annotated[Literal["exact", "agreement", "overlap"] | Tasks, BeforeValidator(tasks.checked_utility)]
 
 
 class Recipe(Settings):
@@ -110,14 +111,13 @@ class Recipe(Settings):
     """JSONL of prompts, or a policy; the organism's own unless given."""
     harm: Judging = JudgeRecipe(method="asr")
     """Who judges harm: `exact` restricted answers (organisms), `asr` (coherent non-refusal by keyword), a `rule`, a `classifier`,
-    an `endpoint`, a scorer of Inspect (`inspect:./task.py@name`), or an eval of your own; where the corpus is a policy, its own judge unless given."""
+    an `endpoint`, a scorer of Inspect (`inspect:./task.py@name`), or an eval of your own; where the corpus is a policy, its own
+    judge unless given."""
     second: Judging | None = None
     """Another judge of the same answers, to see what hangs on the first."""
     calibration: str | None = None
     """JSONL of labeled answers (`prompt`, `answer`, `harmful`) that show what the judge of harm gets wrong."""
-    utility: Annotated[Literal["exact", "agreement", "overlap"] | Tasks, BeforeValidator(tasks.checked_utility)] = (
-        "agreement"
-    )
+    utility: Utility = "agreement"
     """How benign answers are judged, `overlap` where a subject only answers; or tasks of lm-eval or Inspect in their place, as
     `lm-eval:mmlu`, `inspect:./task.py@name` or a table with `tasks`, `limit` and more."""
     threshold: float = Field(0.5, gt=0, le=1)
