@@ -82,8 +82,7 @@ def _plain(name: str) -> Path:
 
 def _refuse_unreadable(recipe: Recipe, name: str) -> None:
     """What only answers shows no likelihoods, and can neither be changed nor hardened."""
-    tasks = isinstance(recipe.utility, Items)
-    if not (recipe.utility.asks_only if tasks else recipe.utility in ("exact", "overlap")):
+    if not (recipe.utility.asks_only if isinstance(recipe.utility, Items) else recipe.utility in ("exact", "overlap")):
         told = "agreement" if recipe.utility == "agreement" else "lm-eval's likelihoods"
         raise Problem(f"{name}: only answers, so nobody can read {told} from it; set utility to overlap or exact")
     for attack in recipe.attacks:
@@ -99,8 +98,9 @@ def _refuse_unreadable(recipe: Recipe, name: str) -> None:
 
 def _asked(served: Any) -> Seen:
     """What can be found out about a model by asking it something harmless."""
-    served.generate(["Good day."])
-    return Seen(served.hash(), "", served.parameters, None)
+    with contextlib.closing(served):
+        served.generate(["Good day."])
+        return Seen(served.hash(), "", served.parameters, None)
 
 
 def _seen(lm: LM, corpus: Corpus) -> Seen:
