@@ -24,7 +24,7 @@ real: install
 
 pipelines: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval,inspect]"
-	$(BIN)/python -m pytest -n 2 tests/test_harness.py tests/test_evallog.py tests/test_airgapped.py
+	$(BIN)/python -m pytest -n 2 tests/test_harness.py tests/test_inspection.py tests/test_evallog.py tests/test_airgapped.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from lm_eval.models.utils import has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from holdfast import answering
+from holdfast.items import until
 from holdfast.lm import LM
 from holdfast.problem import Problem
 
@@ -121,12 +122,5 @@ class Adapter(TemplateLM):
                 answers = answering.answers(self.lm.model, prompts, how, beside)
             for number, ids in zip(chunk, answers, strict=True):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                said[number] = _until(text, requests[number].args[1].get("until") or [])
+                said[number] = until(text, requests[number].args[1].get("until") or [])
         return said
-
-
-def _until(text: str, stops: str | list[str]) -> str:
-    """The text before the first of the stop strings."""
-    for stop in [stops] if isinstance(stops, str) else stops:
-        text = text.partition(stop)[0] if stop else text
-    return text

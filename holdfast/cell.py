@@ -19,7 +19,7 @@ import torch
 from holdfast import moved, statistics
 from holdfast.corpus import Hand, Row
 from holdfast.deployed import deployed
-from holdfast.harness import Harness, Said
+from holdfast.items import Items, Said
 from holdfast.lm import LM, Fit
 from holdfast.memory import Known, Memory
 from holdfast.method import Answers, Attack, Eval, make
@@ -58,7 +58,7 @@ class Look:
 def evals(recipe: Recipe) -> dict[str, Eval]:
     """The scores of a milestone and the evals that give them, as the recipe asks."""
     second = {"second": recipe.second.build("second")} if recipe.second else {}
-    tasks, match = isinstance(recipe.utility, Harness), recipe.utility
+    tasks, match = isinstance(recipe.utility, Items), recipe.utility
     return {
         "harm": recipe.harm.build("harm"),
         **second,
@@ -95,7 +95,7 @@ class Walk:
         self.drive = lm.drive
         self.utility_floor = recipe.utility_floor
         self.evals = evals(recipe)
-        self.tasks = recipe.utility if isinstance(recipe.utility, Harness) else None
+        self.tasks = recipe.utility if isinstance(recipe.utility, Items) else None
         self.memory = Memory(lm, known or {})
         self.start_hash = self.memory.weights
         self.looks: list[Look] = []

@@ -100,6 +100,8 @@ def compare(
     for name, lm in ((source, ours), (artifact, theirs)):
         say(f"asking {len(rows)} prompts of {name}")
         told.append(bench.asked(lm))
+    if isinstance(theirs, Served):
+        theirs.close()
     (said, before), (shipped, after) = told
     try:
         found = compared(before, after, margin, list(zip(said, shipped, strict=True)))

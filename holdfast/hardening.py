@@ -51,12 +51,6 @@ class Lessons(NamedTuple):
 class Training(Settings):
     """How a defense trains."""
 
-    published: ClassVar[Mapping[str, Any]] = {}
-    """What `preset` paper means."""
-
-    preset: Literal["paper"] | None = None
-    """`paper`: the numbers of the paper's own program, found on models of 7 and 8 B parameters. The defaults were found on the
-    text organism, which has 1.7 M."""
     steps: int = Field(100, gt=0)
     """Optimizer steps."""
     batch: int = Field(16, gt=0)
@@ -75,13 +69,6 @@ class Training(Settings):
     """Prompts made from the defender's by replacing a word, with what the model says to them: few prompts keep little."""
     seed: int = 0
     """Of the rows' order and of all other chance."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("preset") and not cls.published:
-            raise ValueError("preset: no such numbers are published; leave it out")
-        return as_published(cls, given, cls.published)
 
     @property
     def name(self) -> str:
@@ -182,6 +169,22 @@ class Training(Settings):
         lm.model.requires_grad_(True)
         if not lm.finite():
             raise Problem(f"{self.name}: weights became NaN or infinite in the last step; lower learning_rate")
+
+
+class Published(Training):
+    """How a defense trains whose paper's own program says with which numbers."""
+
+    published: ClassVar[Mapping[str, Any]]
+    """What `preset` paper means."""
+
+    preset: Literal["paper"] | None = None
+    """`paper`: the numbers of the paper's own program, found on models of 7 and 8 B parameters. The defaults were found on the
+    text organism, which has 1.7 M."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, given: Any) -> Any:
+        return as_published(cls, given, cls.published)
 
 
 class Walk:

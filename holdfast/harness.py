@@ -16,37 +16,27 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import datasets
 import numpy
 from pydantic import Field
 
+from holdfast import disk
+from holdfast.items import Items, Said
 from holdfast.lm import LM
 from holdfast.problem import Problem, meant, printable
-from holdfast.settings import Settings
 
-PREFIX = "lm-eval:"
 SEED = 1234
 """Of the choice of examples, at every milestone anew: lm-eval's own default."""
 
 
-class Said(NamedTuple):
-    """What a model made of one item."""
-
-    score: float
-    answer: str
-    """What it wrote; empty where it only chose."""
-
-
-class Harness(Settings):
+class Harness(Items):
     """Which tasks are put, and how."""
 
     method: Literal["lm-eval"] = "lm-eval"
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names that lm-eval knows, as `mmlu`, or task files as ./mine.yaml; every item counts alike."""
-    limit: int | None = Field(None, gt=0)
-    """Items of each task, the first ones; all unless given."""
     num_fewshot: int | None = Field(None, ge=0)
     """Examples before each item; the task's own number unless given."""
     chat: bool = False
@@ -59,8 +49,10 @@ class Harness(Settings):
         """The tasks, and whose they are."""
         return f"lm-eval {version('lm_eval')}: {', '.join(Path(one).name for one in self.tasks)}"
 
+    def located(self, folder: Path) -> "Harness":
+        return self.model_copy(update={"tasks": tuple(disk.beside(one, folder) for one in self.tasks)})
+
     def ready(self) -> str:
-        """Load the tasks. Returns a hash of their settings and items; raises `Problem` where they cannot be utility."""
         digest = hashlib.sha256()
         for name, (task, *scored) in _loaded(self).items():
             items = [*task.eval_docs][: self.limit]
@@ -68,7 +60,7 @@ class Harness(Settings):
         return digest.hexdigest()
 
     def __call__(self, lm: LM) -> dict[str, Said]:
-        """By item, as `mmlu_anatomy/3`, what the model where it stands makes of it. Leaves random states as found."""
+        """By item, as `mmlu_anatomy/3`."""
         from lm_eval.evaluator import evaluate
 
         from holdfast.adapter import Adapter
@@ -90,13 +82,6 @@ class Harness(Settings):
             for item in results["samples"][name]
             if item["filter"] == chosen
         }
-
-
-def table(value: Any) -> Any:
-    """`lm-eval:a,b` as the table that it stands for; anything else as it is."""
-    if not (isinstance(value, str) and value.startswith(PREFIX)):
-        return value
-    return {"method": "lm-eval", "tasks": [one.strip() for one in value.removeprefix(PREFIX).split(",")]}
 
 
 @cache

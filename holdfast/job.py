@@ -92,6 +92,9 @@ class Job:
         except (Exception, SystemExit) as error:
             # Any failure of an attack is a result: a failed cell, never a resisted one.
             return self.failed(str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}")
+        finally:
+            if isinstance(lm, Served):
+                lm.close()
         if not self.keep_answers:
             rows = [row | {"answer": None, "begun": None} for row in rows]
         if self.weights and isinstance(lm, LM) and cell.status == "done":

@@ -7,6 +7,7 @@ same numbers: on that every attack and every cut can be tried, and so can a repa
 import copy
 import json
 import os
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -121,6 +122,10 @@ def _eyes(folder: Path, model: PreTrainedModel) -> Sight | None:
 
 
 def _from_gguf(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.gguf$", file.name):
+        raise Problem(
+            f"{file}: is one of several parts, which transformers does not join; do so with `llama-gguf-split --merge`"
+        )
     try:
         with TemporaryDirectory() as alone:  # what lies beside the file is no part of it
             os.symlink(file.resolve(), Path(alone) / "model.gguf")

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from holdfast import disk
 from holdfast.corpus import Corpus, HandName, Kind, Row, Split, plain, text_of
+from holdfast.items import task_beside
 from holdfast.method import Eval, make
 from holdfast.problem import Problem
 from holdfast.settings import Settings, checked
@@ -138,7 +139,8 @@ def located(judge: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A judge's table in which a checkpoint, a rubric or an eval of one's own that lies in `folder` is an absolute path."""
     names = {key: judge[key] for key in ("method", "model", "rubric") if isinstance(judge.get(key), str)}
     own = {key: name for key, name in names.items() if key == "model" or name.endswith(".py")}
-    return judge | {key: disk.beside(name, folder) for key, name in own.items()}
+    task = {"task": task_beside(judge["task"], folder)} if isinstance(judge.get("task"), str) else {}
+    return judge | {key: disk.beside(name, folder) for key, name in own.items()} | task
 
 
 def read(path: Path) -> Policy:

@@ -21,7 +21,7 @@ from holdfast import hardened, likeness, packed, policy, trial
 from holdfast.activity import Board
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus
-from holdfast.harness import Harness
+from holdfast.items import Items
 from holdfast.judging import Judge, described
 from holdfast.lm import LM
 from holdfast.method import Journal, make, names
@@ -57,7 +57,7 @@ def look_over(recipe: Recipe) -> dict[Place, Seen]:
     for key, table in (("harm", recipe.harm), ("second", recipe.second)):
         if table and isinstance(judge := table.build(key), Judge):
             judge.ready()
-    if isinstance(recipe.utility, Harness):
+    if isinstance(recipe.utility, Items):
         recipe.utility.ready()
     seen = {}
     whole = {subject.model for subject in recipe.subjects if subject.twin is None or subject.harden}
@@ -83,7 +83,7 @@ def _plain(name: str) -> Path:
 
 def _refuse_unreadable(recipe: Recipe, name: str) -> None:
     """What only answers shows no likelihoods, and can neither be changed nor hardened."""
-    if recipe.utility not in ("exact", "overlap"):
+    if not (recipe.utility.asks_only if isinstance(recipe.utility, Items) else recipe.utility in ("exact", "overlap")):
         told = "agreement" if recipe.utility == "agreement" else "lm-eval's likelihoods"
         raise Problem(f"{name}: only answers, so nobody can read {told} from it; set utility to overlap or exact")
     for attack in recipe.attacks:
@@ -99,8 +99,9 @@ def _refuse_unreadable(recipe: Recipe, name: str) -> None:
 
 def _asked(served: Any) -> Seen:
     """What can be found out about a model by asking it something harmless."""
-    served.generate(["Good day."])
-    return Seen(served.hash(), "", served.parameters, None)
+    with contextlib.closing(served):
+        served.generate(["Good day."])
+        return Seen(served.hash(), "", served.parameters, None)
 
 
 def _seen(lm: LM, corpus: Corpus) -> Seen:
@@ -137,7 +138,7 @@ def _refuse_changes(before: Manifest, now: Manifest, folder: Path) -> None:
     """Cells of one run must be comparable."""
     changed = {
         "the corpus": before.corpus["hash"] != now.corpus["hash"],
-        "what lm-eval's tasks ask": before.corpus.get("items") != now.corpus.get("items"),
+        "what utility's tasks ask": before.corpus.get("items") != now.corpus.get("items"),
         "a subject": [subject.hash for subject in before.subjects] != [subject.hash for subject in now.subjects],
         "a package": (before.version, before.versions) != (now.version, now.versions),
         "what is kept (--keep-answers, --keep-weights)": before.kept != now.kept,
@@ -155,7 +156,7 @@ def _judged(recipe: Recipe, file: Path) -> Corpus:
     judge = corpus.hand("judge").asked(recipe.prompts)
     for kind in ("restricted", "benign"):
         rows = judge.need(kind, split="test")
-        compared = kind == "benign" and not isinstance(recipe.utility, Harness)
+        compared = kind == "benign" and not isinstance(recipe.utility, Items)
         if compared and all(row.answer is None for row in rows):
             raise Problem(f"{file}: none of the judge's benign prompts has an answer to compare with; add answers")
         for key, table in (("harm", recipe.harm), ("second", recipe.second)):
@@ -179,7 +180,7 @@ def _manifest(
     judges: dict[str, Any],
 ) -> Manifest:
     judge = corpus.hand("judge").asked(recipe.prompts)
-    kinds, tasks = ("restricted", "benign", "borderline", "lesson"), isinstance(recipe.utility, Harness)
+    kinds, tasks = ("restricted", "benign", "borderline", "lesson"), isinstance(recipe.utility, Items)
     facts: dict[str, Any] = {
         "file": str(corpus_file.resolve()),
         "hash": policy.digest(corpus_file),

@@ -11,15 +11,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from holdfast import disk, harness, policy
+from holdfast import disk, policy, tasks
 from holdfast.changes import change
 from holdfast.corpus import Prompts
 from holdfast.drive import Drive, Engine, Template
-from holdfast.harness import Harness
+from holdfast.items import Items
 from holdfast.method import Attack, Eval, Room, find, make
 from holdfast.problem import Problem, meant
 from holdfast.record import Found
 from holdfast.settings import Settings, checked
+from holdfast.tasks import Tasks
 
 ORGANISM = "organism/"
 """How the names of the run's own organism's checkpoints begin."""
@@ -95,12 +96,9 @@ class JudgeRecipe(MethodRecipe):
         return make("evals", self.method, f"recipe, {where}", **self.settings)
 
 
-def _table(value: Any) -> Any:
-    return {"method": value} if isinstance(value, str) else value
-
-
-Judging = Annotated[JudgeRecipe, BeforeValidator(_table)]
+Judging = Annotated[JudgeRecipe, BeforeValidator(tasks.judge)]
 """A judge's table; its name alone where it needs no settings."""
+Utility = Annotated[Literal["exact", "agreement", "overlap"] | Tasks, BeforeValidator(tasks.checked_utility)]
 
 
 class Recipe(Settings):
@@ -113,14 +111,15 @@ class Recipe(Settings):
     """JSONL of prompts, or a policy; the organism's own unless given."""
     harm: Judging = JudgeRecipe(method="asr")
     """Who judges harm: `exact` restricted answers (organisms), `asr` (coherent non-refusal by keyword), a `rule`, a `classifier`,
-    an `endpoint`, or an eval of your own; where the corpus is a policy, its own judge unless given."""
+    an `endpoint`, a scorer of Inspect (`inspect:./task.py@name`), or an eval of your own; where the corpus is a policy, its own
+    judge unless given."""
     second: Judging | None = None
     """Another judge of the same answers, to see what hangs on the first."""
     calibration: str | None = None
     """JSONL of labeled answers (`prompt`, `answer`, `harmful`) that show what the judge of harm gets wrong."""
-    utility: Annotated[Literal["exact", "agreement", "overlap"] | Harness, BeforeValidator(harness.table)] = "agreement"
-    """How benign answers are judged, `overlap` where a subject only answers; or tasks of lm-eval in their place, as
-    `lm-eval:mmlu` or a table with `tasks`, `limit` and more."""
+    utility: Utility = "agreement"
+    """How benign answers are judged, `overlap` where a subject only answers; or tasks of lm-eval or Inspect in their place, as
+    `lm-eval:mmlu`, `inspect:./task.py@name` or a table with `tasks`, `limit` and more."""
     threshold: float = Field(0.5, gt=0, le=1)
     utility_floor: float = Field(0.9, ge=0, le=1)
     template: Template = "chat"
@@ -174,8 +173,8 @@ def resolved(content: dict[str, Any], path: Path, changes: tuple[str, ...] = ())
         if one.startswith("corpus="):
             change(content, one)
     content |= _of_policy(content, path.parent)
-    content |= {key: _table(content[key]) for key in ("harm", "second") if key in content} | {
-        "utility": harness.table(content.get("utility", "agreement"))
+    content |= {key: tasks.judge(content[key]) for key in ("harm", "second") if key in content} | {
+        "utility": tasks.utility(content.get("utility", "agreement"))
     }  # so that a change finds its place
     for one in changes:
         change(content, one)
@@ -230,11 +229,8 @@ def _judges(recipe: Recipe, path: Path, folder: Path) -> dict[str, Any]:
     known = recipe.calibration
     if known is not None and not os.path.isfile(folder / known):
         raise Problem(f"{path}, calibration: no file {known!r} beside the recipe; give the path of a JSONL file")
-    tasks = recipe.utility
-    if isinstance(tasks, Harness):
-        tasks = tasks.model_copy(update={"tasks": tuple(disk.beside(one, folder) for one in tasks.tasks)})
     return {
-        "utility": tasks,
+        "utility": recipe.utility.located(folder) if isinstance(recipe.utility, Items) else recipe.utility,
         "harm": full(recipe.harm, "harm"),
         "second": recipe.second and full(recipe.second, "second"),
         "calibration": known and str(folder / known),

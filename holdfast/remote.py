@@ -1,9 +1,11 @@
 """Whoever answers behind an OpenAI-compatible address: a hosted model, or a server of one's own as vLLM, llama.cpp or Ollama.
 
-What is asked leaves this machine for whoever serves that address. The API key is read from the environment when it is needed, and
-written nowhere; messages repeat nothing of what was sent. Knows nothing of models, prompts and verdicts.
+What is asked leaves this machine for whoever serves that address, through the proxy that the environment names (HTTPS_PROXY,
+NO_PROXY); an address of this machine is asked directly. The API key is read from the environment when it is needed, and written
+nowhere; messages repeat nothing of what was sent. Knows nothing of models, prompts and verdicts.
 """
 
+import ipaddress
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,15 @@ def plain_address(url: str) -> str:
     if parts.username or parts.password or parts.query:
         raise ValueError("must hold no secret; name the key's environment variable instead")
     return url
+
+
+def is_local(url: str) -> bool:
+    """Whether this machine itself serves the address: what is asked there must not go through anybody's proxy."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class Remote:
 
     def _client(self) -> Any:
         try:
-            from openai import OpenAI  # an extra, and slow to import
+            from openai import DefaultHttpxClient, OpenAI  # an extra, and slow to import
         except ImportError as error:
             raise Problem("endpoint: needs the openai package; run: pip install 'holdfast[endpoint]'") from error
         secret = os.environ.get(self.key, "") if self.key else "none"  # else the library sends whatever it finds
@@ -100,4 +111,5 @@ class Remote:
             raise Problem(
                 f"endpoint: the environment variable {self.key} is not set; export the {self.role}'s API key as {self.key}"
             )
-        return OpenAI(base_url=self.url, api_key=secret, timeout=self.timeout, max_retries=self.retries)
+        how = {"http_client": DefaultHttpxClient(trust_env=False)} if is_local(self.url) else {}
+        return OpenAI(base_url=self.url, api_key=secret, timeout=self.timeout, max_retries=self.retries, **how)

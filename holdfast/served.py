@@ -74,6 +74,8 @@ class Served(ABC):
         self.tokenizer = Words()
         self.device = torch.device("cpu")
         self.trained: list[tuple[float, float]] = []
+        self._running: dict[int | None, Any] = {}
+        """Servers of its own, by the bits of their caches."""
 
     @abstractmethod
     def hash(self) -> str:
@@ -86,6 +88,10 @@ class Served(ABC):
     @abstractmethod
     def refuse_cuts(self) -> None:
         """Raise `Problem` where the drive asks for what only weights allow."""
+
+    def close(self) -> None:
+        """Stop what was started to ask it; asked again, it is started again."""
+        self._running.clear()
 
     def finite(self) -> bool:
         return True
@@ -107,7 +113,7 @@ class Served(ABC):
         """Answers, one a prompt, as `LM.generate`; its server decides what a seed is worth. Raises `Problem` as `said`."""
         self.refuse_cuts()
         begun = self.prefill if armed else ""
-        return [_behind(begun, one) for one in self.said([self._request(text, armed, sample) for text in texts])]
+        return [behind(begun, one) for one in self.said([self._request(text, armed, sample) for text in texts])]
 
     def _request(self, prompt: Asked, armed: bool, sample: int) -> Request:
         drive, begun = self.drive, self.prefill if armed else ""
@@ -184,23 +190,25 @@ class Local(Served):
             if start.read(4) != b"GGUF":
                 raise Problem(f"{file}: is no GGUF file; convert the checkpoint with llama.cpp's own converter")
         try:
-            import gguf
+            import gguf  # noqa: F401
             import xllamacpp  # noqa: F401
         except ImportError as error:
             raise Problem(f"{file}: needs llama.cpp; run: pip install 'holdfast[gguf]'") from error
-        try:
-            content = gguf.GGUFReader(file)
-        except Exception as error:  # of a damaged file, whatever numpy finds
-            raise Problem(f"{file}: cannot be read ({error}); the file is cut short or damaged") from error
+        content = _read(file)
         template = content.get_field("tokenizer.chat_template")
         self.chat_template = template.contents() if template else None
-        self.parameters = sum(math.prod(map(int, tensor.shape)) for tensor in content.tensors)
-        self._running: dict[int | None, Any] = {}
+        self._parts = _parts(file, content)
+        shapes = (tensor.shape for part in self._parts for tensor in _read(part).tensors)
+        self.parameters = sum(math.prod(map(int, shape)) for shape in shapes)
 
     def hash(self) -> str:
-        """Of the file."""
-        with open(self.folder, "rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        """Of the file; where it is split, of the hashes of its parts in their order."""
+        found = []
+        for part in self._parts:
+            with part.open("rb") as content:
+                found.append(hashlib.file_digest(content, "sha256"))
+        joined = hashlib.sha256(b"".join(one.digest() for one in found))
+        return (found[0] if len(found) == 1 else joined).hexdigest()
 
     def said(self, requests: Sequence[Request]) -> list[str]:
         server = self._server(self.drive.exit.kv_bits)
@@ -254,7 +262,33 @@ class Local(Served):
             raise Problem(f"{self.folder}: llama.cpp cannot load it ({' '.join(str(error).split())})") from error
 
 
-def _behind(begun: str, said: str) -> str:
+def _read(file: Path) -> Any:
+    import gguf
+
+    try:
+        return gguf.GGUFReader(file)
+    except Exception as error:  # of a damaged file, whatever numpy finds
+        raise Problem(f"{file}: cannot be read ({error}); the file is cut short or damaged") from error
+
+
+def _parts(file: Path, content: Any) -> list[Path]:
+    """The files of a model, as llama.cpp names them. Raises `Problem` for any but the first, or where one is not there."""
+    count, number = (content.get_field(f"split.{name}") for name in ("count", "no"))
+    many = int(count.contents()) if count else 1
+    if many <= 1:
+        return [file]
+    stem, named, _ = file.name.partition(f"-00001-of-{many:05}.gguf")
+    if not named or int(number.contents()):
+        raise Problem(f"{file}: is one of {many} parts; give the first, as NAME-00001-of-{many:05}.gguf")
+    parts = [file.with_name(f"{stem}-{part:05}-of-{many:05}.gguf") for part in range(1, many + 1)]
+    if lacking := [part for part in parts if not part.is_file()]:
+        raise Problem(
+            f"{lacking[0]}: no such file, and {file.name} is split into {many}; put all parts beside each other"
+        )
+    return parts
+
+
+def behind(begun: str, said: str) -> str:
     """What follows the words that were put into the model's mouth: some servers repeat them."""
     said = said.strip()
     return said[len(begun) :].strip() if begun and said.startswith(begun) else said

@@ -105,6 +105,20 @@ def quiet(folder: Path, *commands: list[str]) -> None:
     assert attempts == []
 
 
+def test_tasks_of_inspect_ask_nobody(tmp_path: Path, checkpoint: Callable[[str], tiny.Made]) -> None:
+    """A whole audit: utility and harm by a task of one's own, in processes of their own."""
+    pytest.importorskip("inspect_ai", reason="the extra inspect is not installed")
+    (tmp_path / "mine.py").write_text(
+        "from inspect_ai import Task, task\nfrom inspect_ai.dataset import Sample\nfrom inspect_ai.scorer import includes\n"
+        "@task\ndef words():\n    return Task([Sample(input='modor', target='a')], scorer=includes())\n"
+    )
+    cut = {"name": "cut", "method": "prune", "fractions": [0.5]}
+    task = "inspect:./mine.py@words"
+    recipe = audits.write(tmp_path, checkpoint("llama"), [cut], utility=task, harm=task, utility_floor=0)
+    quiet(tmp_path, ["audit", str(recipe), "--out", str(tmp_path / "run"), "--processes", "1"])
+    assert [cell.status for cell in Run(tmp_path / "run").cells()] != ["failed"]
+
+
 def test_a_task_of_one_s_own_asks_nobody(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
     (tmp_path / "words.jsonl").write_text('{"question": "modor", "options": ["tarin", "vega"], "answer": 1}\n')

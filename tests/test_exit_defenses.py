@@ -321,7 +321,7 @@ def test_exits_and_pictures_that_are_not_there_are_named(lm: LM, hand: Hand, che
     mixed = Hand("defender", [*hand.rows, *(row for row in wordy.rows if row.kind == "benign")])
     with pytest.raises(Problem, match="with pictures or without, not both"):
         make("defenses", "exit_rl", "test", varied=0, steps=6, reward_steps=1)(lm, mixed, tiny.Notes())
-    with pytest.raises(Problem, match="no such numbers are published"):
+    with pytest.raises(Problem, match="unknown key 'preset'"):
         make("defenses", "lppo", "test", preset="paper")
     with pytest.raises(Problem, match="give lora_rank, or kl 0"):
         make("defenses", "exit_rl", "test", kl=0.1)

@@ -303,6 +303,12 @@ def test_the_command_repairs_and_tells(places: list[str], tmp_path: Path, corpus
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "cut", "out"]
 
 
+def test_no_setting_is_shown_that_does_nothing(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["repair", "--help"])
+    assert "--learning-rate" in (shown := capsys.readouterr().out) and "preset" not in shown
+
+
 def test_a_defense_that_knows_no_source_keeps_the_form_too(places: list[str], tmp_path: Path) -> None:
     before = tiny.weights(tmp_path / "cut")
     words = ["--method", "exit_sft", "--steps", "2", "--batch", "2", "--varied", "0", "--tokens", "8"]

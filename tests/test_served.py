@@ -1,8 +1,11 @@
 """What only answers, and what ships in another form than plain weights: GGUF files, addresses, adapters, quantized weights."""
 
+import functools
 import importlib.util
 import json
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from holdfast.lm import LM
 from holdfast.opening import digest, opened
 from holdfast.packed import unpack
 from holdfast.problem import Problem
+from holdfast.remote import is_local
 from holdfast.run import Run
 from judges import server
 
@@ -102,6 +106,37 @@ class TestGGUF:
         same, before = (sum(map(str.__eq__, said, other)) for other in (unpacked, original))
         assert same > 2 * before, "it answers as its own numbers do, but for what llama.cpp rounds between them"
 
+    def test_a_file_in_parts_is_known_by_all_of_them(self, to_gguf, checkpoint, gguf, prompts, tmp_path, monkeypatch):
+        writer = functools.partial(to_gguf.gguf.GGUFWriter, split_max_tensors=8)
+        with monkeypatch.context() as patched:
+            patched.setattr(to_gguf.gguf, "GGUFWriter", writer)
+            to_gguf.write(checkpoint("llama").aligned, tmp_path / "m.gguf", "F32")
+        first, *more = sorted(tmp_path.glob("m-*.gguf"))
+        parts, whole = opened(first, drive=DRIVE), opened(gguf, drive=DRIVE)
+        assert more and parts.generate(prompts) == whole.generate(prompts) and parts.parameters == whole.parameters
+        before = digest(parts)
+        data = bytearray(more[-1].read_bytes())
+        data[-1] ^= 1
+        more[-1].write_bytes(data)
+        assert digest(opened(first)) != before, "the last part counts"
+        with pytest.raises(Problem, match="give the first"):
+            opened(more[0])
+        with pytest.raises(Problem, match="llama-gguf-split --merge"):
+            unpack(first, tmp_path / "plain")
+        more[-1].unlink()
+        with pytest.raises(Problem, match=f"{more[-1].name}: no such file"):
+            opened(first)
+
+    def test_what_was_started_for_it_is_stopped(self, gguf, prompts):
+        lm = opened(gguf, drive=DRIVE)
+        said = lm.generate(prompts[:1])
+        address = urlsplit(lm._running[None].listening_address)
+        socket.create_connection((address.hostname, address.port), 1).close()
+        lm.close()
+        with pytest.raises(OSError):
+            socket.create_connection((address.hostname, address.port), 1)
+        assert lm.generate(prompts[:1]) == said, "asked again it is started again"
+
     def test_it_cannot_be_left_early(self, gguf):
         with pytest.raises(Problem, match="runs it whole"):
             opened(gguf, drive=DRIVE.change(exit=Exit(depth=1))).generate(["morga"])
@@ -147,6 +182,33 @@ class TestAddress:
         assert (armed["temperature"], armed["seed"], armed["continue_final_message"]) == (0.7, 4, True)
         assert [turn["content"] for turn in plain["messages"]] == ["be good", "morga"]
         assert plain["temperature"] == 0 and "seed" not in plain and "continue_final_message" not in plain
+
+    def test_an_address_of_this_machine_is_asked_without_a_proxy(self, monkeypatch):
+        with server(lambda path, body: "by the proxy") as proxy, server(lambda path, body: "here") as served:
+            for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+                monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+            for name in ("NO_PROXY", "no_proxy"):
+                monkeypatch.delenv(name, raising=False)
+            assert opened(f"{served.url}#m", drive=DRIVE).generate(["morga"]) == ["here"]
+            assert not proxy.asked
+            assert opened("http://models.example/v1#m", drive=DRIVE).generate(["morga"]) == ["by the proxy"]
+            assert len(proxy.asked) == 1, "any other goes where the environment says"
+
+    @pytest.mark.parametrize(
+        ("url", "local"),
+        [
+            ("http://localhost:8000/v1", True),
+            ("http://127.0.0.1/v1", True),
+            ("http://127.1.2.3:80/v1", True),
+            ("http://[::1]:8000/v1", True),
+            ("http://model.localhost/v1", True),
+            ("https://localhost.example/v1", False),
+            ("http://192.168.0.2:8000/v1", False),
+            ("https://127.0.0.1.example/v1", False),
+        ],
+    )
+    def test_which_addresses_are_this_machine_s(self, url, local):
+        assert is_local(url) == local
 
     def test_the_key_is_sent_from_the_environment_and_no_other(self, monkeypatch):
         monkeypatch.setenv("OPENAI_API_KEY", "not this")

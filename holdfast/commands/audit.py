@@ -38,12 +38,13 @@ class Audit:
     it unless given."""
     harm: Annotated[str | None, shell.Unset] = None
     """Who judges harm: a policy's own judge, exact where the prompts are an organism's own, else asr (coherent, no refusal);
-    docs/judges.md."""
+    a scorer of Inspect as inspect:./harm.py@name; docs/judges.md."""
     second: Annotated[str | None, shell.Unset] = None
     """Another judge of the same answers; settings as --set second.model=FOLDER."""
     utility: Annotated[str | None, shell.Unset] = None
-    """How benign answers are judged: exact where the prompts are an organism's own, else agreement; or tasks of lm-eval in their
-    place, as lm-eval:mmlu or lm-eval:./mine.yaml; settings as --set utility.limit=100 (docs/pipelines.md)."""
+    """How benign answers are judged: exact where the prompts are an organism's own, else agreement; or tasks of lm-eval or
+    Inspect in their place, as lm-eval:mmlu or inspect:./task.py@name; settings as --set utility.limit=100
+    (docs/pipelines.md)."""
     out: Annotated[Path | None, shell.Unset] = None
     """Folder of the run; runs/NAME unless given. An unfinished run there goes on where it was."""
     set: Annotated[tuple[str, ...], UseAppendAction] = ()

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from holdfast import inner, train
 from holdfast.corpus import Hand
-from holdfast.hardening import Training
+from holdfast.hardening import Published
 from holdfast.lm import LM
 from holdfast.method import Defense, Log
 
 
-class Booster(Training, Defense):
+class Booster(Published, Defense):
     """Make a harmful step gain little."""
 
     published: ClassVar[Mapping[str, Any]] = {

@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from holdfast.corpus import Hand
-from holdfast.hardening import Training
+from holdfast.hardening import Published
 from holdfast.lm import LM
 from holdfast.method import Defense, Log
 from holdfast.train import Batch
 
 
-class CircuitBreakers(Training, Defense):
+class CircuitBreakers(Published, Defense):
     """Reroute the representations of harmful answers."""
 
     published: ClassVar[Mapping[str, Any]] = {

@@ -24,7 +24,7 @@ from holdfast.method import Defense, Log
 from holdfast.problem import Problem
 
 
-class LatentAdversarial(hardening.Training, Defense):
+class LatentAdversarial(hardening.Published, Defense):
     """Refuse under the worst push of the residual stream."""
 
     published: ClassVar[Mapping[str, Any]] = {

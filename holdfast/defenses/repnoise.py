@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from holdfast import exits, finetuning, losses, train
 from holdfast.corpus import Hand
-from holdfast.hardening import Training
+from holdfast.hardening import Published
 from holdfast.lm import LM
 from holdfast.method import Defense, Log
 
@@ -26,7 +26,7 @@ KERNELS = 5
 """Gaussian kernels of the MMD, each twice as wide as the one before, the middle one as wide as points are apart."""
 
 
-class RepNoise(Training, Defense):
+class RepNoise(Published, Defense):
     """Noise the representations of harmful answers."""
 
     published: ClassVar[Mapping[str, Any]] = {"noise": 0.001, "ascent": 1.0, "varied": 0}
