@@ -27,7 +27,7 @@ log = get_plugin_logger("holdfast")
 ARXIV = re.compile(r"(?:arXiv )?\b(\d{4}\.\d{5})\b")
 NAMED = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 OUTSIDE = re.compile(r'<a\b[^>]*\bhref="(https?://[^"]+)"')
-WIDTH = 110
+WIDTH = 84
 outside: set[str] = set()
 
 
@@ -132,7 +132,7 @@ def _cell(text: str) -> str:
 def _attack(name: str) -> Callable[[], str]:
     def page() -> str:
         one = catalogue.entry(name)
-        clock = "a clock: the cost to break is reported" if one.axis == "steps" else "a severity: the mildest break is"
+        clock = "a clock: its cost to break is reported" if one.axis == "steps" else "a severity: its mildest break is reported"
         facts = {
             "family": one.family,
             "adversary needs": f"{one.having} (with the default settings)",
