@@ -132,7 +132,11 @@ def _cell(text: str) -> str:
 def _attack(name: str) -> Callable[[], str]:
     def page() -> str:
         one = catalogue.entry(name)
-        clock = "a clock: its cost to break is reported" if one.axis == "steps" else "a severity: its mildest break is reported"
+        clock = (
+            "a clock: its cost to break is reported"
+            if one.axis == "steps"
+            else "a severity: its mildest break is reported"
+        )
         facts = {
             "family": one.family,
             "adversary needs": f"{one.having} (with the default settings)",

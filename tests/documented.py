@@ -6,7 +6,6 @@ a block with a title is saved as that file; a `python` block without one is run.
 """
 
 import argparse
-import os
 import re
 import runpy
 import shlex
@@ -26,14 +25,15 @@ import test_policy
 import tiny
 from holdfast import audit, cli, method, shell
 from holdfast.method import Journal
-from holdfast.problem import Problem
 from holdfast.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(holdfast [^`]+)`")
-ALIGNED = "my-model my-aligned my-undefended my-assistant my-hardened my-cut organism/aligned DIR/aligned MY_VLM bios/desired"
+ALIGNED = (
+    "my-model my-aligned my-undefended my-assistant my-hardened my-cut organism/aligned DIR/aligned MY_VLM bios/desired"
+)
 BASE = "my-base organism/base bios/base DIR/base"
 CORPORA = "prompts.jsonl corpus.jsonl organism/corpus.jsonl bios/corpus.jsonl DIR/corpus.jsonl"
 RUNS = "runs/NAME runs/my-release runs/demo"
@@ -42,6 +42,8 @@ QUICKLY = {
     **{"matched_inner_steps": 1, "looked": 2, "epochs": 1, "tokens": 4},
 }
 """Settings of a method that say how long it works, and how little is enough to see it work."""
+MILD = "noise", "prefill", "early_exit"
+"""Attacks that are over in a moment: the first of them is what stays of an audit that names no file of one's own."""
 WHEN_MEASURED = (0, 3, 4)
 """What `holdfast compare` returns where it measured: held, undecided, lost."""
 
@@ -92,7 +94,9 @@ def furnish(folder: Path, made: tiny.Made) -> None:
     test_policy.written(folder)
     for place in RUNS.split():
         told = runs.manifest([runs.subject("released")], [runs.attack("benign")])
-        runs.save(folder / place, told, [runs.cell("released", "benign", seed, runs.clock(0, 0.6)) for seed in (0, 1, 2)])
+        runs.save(
+            folder / place, told, [runs.cell("released", "benign", seed, runs.clock(0, 0.6)) for seed in (0, 1, 2)]
+        )
     for there in ("examples", "benchmarks", "Makefile", "pyproject.toml", "constraints.txt"):
         (folder / there).symlink_to(ROOT / there)
 
@@ -103,8 +107,8 @@ def smaller(monkeypatch: pytest.MonkeyPatch, made: tiny.Made) -> None:
 
     def fewer(chosen: Recipe, *places: Any, **options: Any) -> Any:
         own = [one for one in chosen.attacks if one.method.endswith(".py")]
-        mild = [one for one in chosen.attacks if one.method in ("noise", "prefill", "drop_layers")]
-        kept = [one.model_copy(update={"seeds": [0]}) for one in (own + mild)[:2]]
+        mild = [one for method in MILD for one in chosen.attacks if one.method == method]
+        kept = [one.model_copy(update={"seeds": [0]}) for one in own or mild[:1]]
         return whole(chosen.model_copy(update={"attacks": kept, "seeds": [0]}), *places, **options)
 
     def build(self: Any, out: Path, log: Journal) -> None:
@@ -118,24 +122,33 @@ def smaller(monkeypatch: pytest.MonkeyPatch, made: tiny.Made) -> None:
     monkeypatch.setattr(method.find("organisms", "text"), "build", build)
 
 
-def run(command: str) -> None:
-    """Run a command in the working folder, as quickly as it can be; it has to end well."""
-    first, *rest = words(command)
-    if first != "holdfast":
-        assert subprocess.run(command, shell=True, capture_output=True).returncode == 0, command
-        return
+def clear(folder: Path, asked: list[str]) -> None:
+    """Take away the stand-ins of what a command is about to make."""
+    if asked[1] in ("demo", "audit"):
+        for place in RUNS.split():
+            shutil.rmtree(folder / place, ignore_errors=True)
+    elif "--out" in asked:
+        out = folder / asked[asked.index("--out") + 1]
+        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+
+
+def run(asked: list[str]) -> None:
+    """Run a command of holdfast in the working folder, as quickly as it can be; it has to end well."""
+    rest = asked[1:]
     try:
         code = cli.main([*rest, *_shortened(rest)])
     except SystemExit as end:  # of --help
         code = end.code
-    assert code in (WHEN_MEASURED if rest[0] == "compare" else (0,)), f"{command}: ended with {code}"
+    assert code in (WHEN_MEASURED if rest[0] == "compare" else (0,)), f"{' '.join(asked)}: ended with {code}"
 
 
 def _shortened(rest: list[str]) -> list[str]:
     """Flags that make a hardening or a repair a matter of a second, where the page says nothing else."""
     if "--help" in rest or "--plan" in rest or rest[0] not in ("harden", "repair"):
         return []
-    which = rest[1] if rest[0] == "harden" else rest[rest.index("--method") + 1] if "--method" in rest else "repair_distill"
+    which = (
+        rest[1] if rest[0] == "harden" else rest[rest.index("--method") + 1] if "--method" in rest else "repair_distill"
+    )
     fields = method.find("defenses", which).model_fields
     flags = {f"--{field.replace('_', '-')}": value for field, value in QUICKLY.items() if field in fields}
     return [f"{word}" for flag, value in flags.items() if flag not in rest for word in (flag, value)]
@@ -184,11 +197,3 @@ def _parsed_by_argparse(script: Path, rest: list[str], monkeypatch: pytest.Monke
         patched.setattr(sys, "argv", [str(script), *rest])
         patched.syspath_prepend(str(script.parent))
         runpy.run_path(str(script), run_name="__main__")
-
-
-def clear(folder: Path, command: str) -> None:
-    """Take away a stand-in where the command is about to make the real one."""
-    given = words(command)
-    if "--out" in given and given[0] == "holdfast" and given[1] not in ("audit", "search"):
-        out = folder / given[given.index("--out") + 1]
-        shutil.rmtree(out, ignore_errors=True)

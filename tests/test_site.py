@@ -23,7 +23,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built anew; a link or an anchor that leads nowhere is an error."""
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    built = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     assert built.returncode == 0, built.stderr
     return out
 
@@ -40,7 +42,9 @@ def test_each_method_has_a_page(site: Path) -> None:
         for name in method.names(room):
             text = (site / room / f"{name}.html").read_text()
             assert headings <= {re.sub(r"<.*", "", found) for found in re.findall(r"<h2 [^>]*>(.*)", text)}, name
-            assert f'href="{room}/{name}.html"' in (site / f"{room}.html").read_text(), f"{room}.md does not list {name}"
+            assert f'href="{room}/{name}.html"' in (site / f"{room}.html").read_text(), (
+                f"{room}.md does not list {name}"
+            )
 
 
 def test_each_command_is_in_the_reference(site: Path) -> None:
