@@ -16,7 +16,7 @@ from holdfast.corpus import Corpus
 from holdfast.lm import LM
 from holdfast.recipe import AttackRecipe
 
-QUICK = ("docs/howto/attack.md", "docs/howto/defense.md", "docs/reference/python.md", "docs/tutorial.md")
+QUICK = ("docs/howto/attack.md", "docs/howto/defense.md", "docs/reference/python.md")
 """The pages whose commands `make test` runs; those of the others are parsed there, and run by `make hard`."""
 ONLY_PARSED = {
     "needs a terminal and somebody who reads": [
