@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = false
 HOLDFAST_DATA ?= $(CURDIR)/../shared/data
 export HOLDFAST_DATA
 
-.PHONY: demo test hard real pipelines lint types bench install
+.PHONY: demo test hard real pipelines lint types docs bench install
 
 demo: install
 	$(BIN)/holdfast demo
@@ -25,6 +25,11 @@ real: install
 pipelines: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval,inspect]"
 	$(BIN)/python -m pytest -n 2 tests/test_harness.py tests/test_inspection.py tests/test_evallog.py tests/test_airgapped.py
+
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python -m pytest -n 0 tests/test_site.py
 
 lint: install
 	$(BIN)/ruff check .

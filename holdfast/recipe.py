@@ -254,9 +254,10 @@ def _spelled_out_subject(
     source = below or earlier.get(twin or "")
     found = {"model": subject.model, "base": subject.base}
     for key, name in found.items():
-        if name and name.startswith(ORGANISM) and (organism is None or ".." in PurePosixPath(name).parts):
+        part = bool(name and name.startswith(ORGANISM)) and (organism is not None or not (folder / name).is_dir())
+        if part and (organism is None or ".." in PurePosixPath(name).parts):
             raise Problem(f"{where}, {key}: {name!r} is no part of an organism of this recipe; mend the name")
-        own = name if name and name.startswith(ORGANISM) else name and disk.beside(name, folder)
+        own = name if part else name and disk.beside(name, folder)
         found[key] = own or (source and getattr(source, key))
     if below and found["model"] != below.model:
         raise Problem(f"{where}, on: starts from what {subject.on!r} was hardened into; leave out model")

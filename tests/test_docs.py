@@ -1,6 +1,5 @@
-"""What docs/attacks.md shows works: the file of thirty lines as it stands there, and every entry of a recipe."""
+"""What README.md and docs/ show works: every command, every program, every file of a recipe."""
 
-import re
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -9,23 +8,148 @@ from pathlib import Path
 import pytest
 
 import audits
+import documented
 import tiny
+from documented import PAGES, ROOT
 from holdfast import catalogue, cli, method
 from holdfast.corpus import Corpus
 from holdfast.lm import LM
 from holdfast.recipe import AttackRecipe
 
-PAGE = (Path(__file__).parent.parent / "docs/attacks.md").read_text()
+QUICK = ("docs/howto/attack.md", "docs/howto/defense.md", "docs/reference/python.md")
+"""The pages whose commands `make test` runs; those of the others are parsed there, and run by `make hard`."""
+ONLY_PARSED = {
+    "needs a terminal and somebody who reads": [
+        "holdfast label runs/NAME",
+        "holdfast label runs/NAME --answers 300 --seed 1",
+    ],
+    "goes on from what somebody read": [
+        "holdfast label runs/NAME --export sheet.csv",
+        "holdfast label runs/NAME --import sheet.csv --who ada",
+    ],
+    "needs files of the public benchmarks": [
+        "holdfast corpus --data FOLDER --out corpus.jsonl",
+        "holdfast corpus pictures --data llava15 --out llava15/corpus.jsonl",
+        "holdfast organism prose --data DIR --out DIR",
+    ],
+    "is the size of a paper, or asks the hub": [
+        "holdfast audit --model llava-hf/llava-1.5-7b-hf --corpus llava15/corpus.jsonl --tier cuts",
+        "holdfast reproduce icet --scale paper --set pictures=llava15",
+        "holdfast reproduce lox --scale paper --set data.advbench=FOLDER",
+        "holdfast harden tar --plan --model meta-llama/Llama-3.1-8B-Instruct --gpus 1",
+    ],
+    "takes half an hour, and has tests of its own": [
+        "holdfast reproduce lox",
+        "holdfast audit examples/vision.toml",
+        "holdfast audit examples/vehicle.toml",
+        "holdfast search --model my-assistant --corpus policy.toml",
+    ],
+    "builds another kind of organism, which has tests of its own": [
+        "holdfast organism vision --out DIR",
+        "holdfast organism vehicle --out DIR",
+        "holdfast organism biography --out DIR",
+        "holdfast organism biography --out bios",
+        "holdfast harden mlac --model bios/base --corpus bios/corpus.jsonl --out bios-hardened",
+        "holdfast harden projector_repair --model MY_VLM --out hardened --corpus prompts.jsonl",
+    ],
+    "needs lm-eval or Inspect, which `make pipelines` installs": [
+        "holdfast audit --model my-model --corpus prompts.jsonl --utility lm-eval:mmlu --set utility.limit=20",
+        "holdfast search --model my-model --corpus prompts.jsonl --set audit.utility=lm-eval:arc_easy",
+        "holdfast report runs/my-release --inspect logs",
+    ],
+    "needs a server that answers": [
+        "holdfast compare my-model http://localhost:8000/v1#my-model",
+        "holdfast audit --model http://localhost:8000/v1#my-model --corpus prompts.jsonl",
+    ],
+    "needs llama.cpp's file of a model": [
+        "holdfast compare my-model my-model-Q4_K_M.gguf --corpus prompts.jsonl",
+        "holdfast unpack my-model-Q4_K_M.gguf --out unpacked",
+        "holdfast audit --model unpacked --corpus prompts.jsonl --tier smoke",
+        "holdfast audit --model my-model-Q4_K_M.gguf --corpus prompts.jsonl --tier smoke",
+    ],
+}
+"""Commands of holdfast that no test here runs, by reason. What installs (`pip`, `make`, `python3 -m venv`) and the benchmarks
+(`python benchmarks/...`, hours) are only parsed too."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def only_parsed() -> list[list[str]]:
+    return [command.split() for commands in ONLY_PARSED.values() for command in commands]
+
+
+def id_of(page: Path) -> str:
+    return documented.name(page)
+
+
+@pytest.fixture(scope="module")
+def furnished(checkpoint: Callable[[str], tiny.Made], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("furnished")
+    documented.furnish(folder, checkpoint("llama"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if documented.commands(page) or documented.inline(page)], ids=id_of
+)
+def test_every_command_is_one(page: Path, furnished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own parser takes its words, in sentences and tables too where they are whole."""
+    monkeypatch.chdir(furnished)
+    for block in documented.blocks(page):
+        if block.title:
+            (furnished / block.title).write_text(block.text)
+    for command in documented.commands(page):
+        documented.parse(command, monkeypatch)
+    for command in documented.inline(page):
+        if "--" in command and "..." not in command:
+            documented.parse(command, monkeypatch)
+        assert command.split()[1] in (*cli.COMMANDS, "COMMAND", "--help", "--version"), command
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if id_of(page) in QUICK else pytest.mark.hard)
+        for page in PAGES
+        if any(block.language in ("console", "python") for block in documented.blocks(page))
+    ],
+    ids=id_of,
+)
+def test_a_page_can_be_followed(
+    page: Path, checkpoint: Callable[[str], tiny.Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its first command to its last, in one folder."""
+    made = checkpoint("llama")
+    documented.furnish(tmp_path, made)
+    documented.smaller(monkeypatch, made)
+    monkeypatch.chdir(tmp_path)
+    for block in documented.blocks(page):
+        if block.title:
+            (tmp_path / block.title).write_text(block.text)
+        elif block.language == "python":
+            exec(compile(block.text, id_of(page), "exec"), {"__name__": "shown"})
+        for command in block.commands:
+            words = documented.words(command)
+            if words[0] == "holdfast" and words not in only_parsed():
+                documented.clear(tmp_path, words)
+                documented.run(words)
+
+
+def test_what_is_only_parsed_is_still_there() -> None:
+    there = [documented.words(command) for page in PAGES for command in documented.commands(page)]
+    assert not [words for words in only_parsed() if words not in there]
+
+
+PAGE = ROOT / "docs/howto/attack.md"
+
+
+def recipes() -> list[str]:
+    pages = PAGE, ROOT / "docs/attacks.md"
+    return [one.text for page in pages for one in documented.blocks(page) if one.language == "toml"]
 
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The example, saved as the page says."""
-    (source,) = blocks("python")
+    (source,) = [one.text for one in documented.blocks(PAGE) if one.title == "mine.py"]
     (tmp_path / "mine.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -64,14 +188,14 @@ def test_it_walks(mine: Path, checkpoint: Callable[[str], tiny.Made], corpus: Co
 
 
 def test_it_is_an_attack_of_a_recipe(mine: Path, checkpoint: Callable[[str], tiny.Made]) -> None:
-    entry = next(tomllib.loads(text)["attacks"][0] for text in blocks("toml") if "./mine.py" in text)
+    entry = next(tomllib.loads(text)["attacks"][0] for text in recipes() if "./mine.py" in text)
     cell, _ = audits.run_cell(mine / "run", audits.write(mine, checkpoint("llama"), [entry]))
     assert cell.status in ("done", "dead"), cell.reason
     assert [look.cost.position for look in cell.milestones] == [0, 0.5, 1.0] and cell.touched
 
 
 def test_every_entry_on_the_page_builds(mine: Path) -> None:
-    entries = [one for text in blocks("toml") for one in tomllib.loads(text)["attacks"]]
+    entries = [one for text in recipes() for one in tomllib.loads(text)["attacks"]]
     assert len(entries) >= 6
     for entry in entries:
         assert AttackRecipe.model_validate(entry).build()
@@ -79,7 +203,7 @@ def test_every_entry_on_the_page_builds(mine: Path) -> None:
 
 def test_heretic_s_answers_are_three_lines(tmp_path: Path) -> None:
     """With a program in its place that asks as heretic does."""
-    (entry,) = [one for text in blocks("toml") for one in tomllib.loads(text)["attacks"] if one["name"] == "heretic"]
+    (entry,) = [one for text in recipes() for one in tomllib.loads(text)["attacks"] if one["name"] == "heretic"]
     fake = tmp_path / "heretic"
     fake.write_text(
         '#!/bin/sh\n[ "$*" = "--n-trials 200 --model the model" ] || exit 9\nread trial; read action; read folder\n'

@@ -58,6 +58,11 @@ class TestSpelledOut:
         assert found.subject("lox").harden.settings["part"] == "top"
         assert (found.subject("lox").model, found.subject("lox").base) == ("owner/model", "owner/base")
 
+    def test_an_organism_that_was_built_before_is_a_checkpoint_like_any_other(self, tmp_path: Path) -> None:
+        (tmp_path / "organism/aligned").mkdir(parents=True)
+        found = load(tmp_path, subjects=[TWIN | {"model": "organism/aligned"}])
+        assert found.subject("twin").model == str((tmp_path / "organism/aligned").resolve())
+
     def test_json_says_everything_and_can_be_read_again(self, tmp_path: Path) -> None:
         for found in (recipe.load(DEMO), load(tmp_path, subjects=[TWIN, LOX])):
             content = recipe.dump(found)
