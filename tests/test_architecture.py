@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet"},
-    {"disk", "changes", "asked", "remote", "settings"},
+    {"disk", "changes", "asked", "remote", "settings", "sizes"},
     {
         "access",
         "checkpoint",
@@ -25,7 +25,7 @@ FLOORS = [
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
     {"loading", "exits", "serving", "passes", "sight", "ppo", "interrupted", "formats"},
-    {"lm", "corpus", "record", "refusals"},
+    {"lm", "corpus", "record", "refusals", "tables"},
     {
         "method",
         "calibration",

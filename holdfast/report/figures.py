@@ -18,6 +18,9 @@ from holdfast.report import words
 from holdfast.report.looks import GRID, INK, MUTED, Look, looks, tint
 from holdfast.report.words import Index
 
+_SEEDS = 12
+"""Seeds whose own lines are drawn, the first of a subject's: more would be one gray, and most of a page's bytes."""
+
 
 class Panel(NamedTuple):
     """One figure with what the page says around it."""
@@ -56,7 +59,7 @@ def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str) -> Pa
         if clock:
             figure.add_trace(_band(turn, styles[turn], at, scores))
         if main:
-            for seed in range(max((len(point.per_seed) for point in curve.points), default=0)):
+            for seed in range(min(_SEEDS, max((len(point.per_seed) for point in curve.points), default=0))):
                 figure.add_trace(_seed(turn, styles[turn], attack, curve, seed))
         hover = [hover_of(index, facts, attack, point) for point in points]
         if not clock and len(at) > 1:  # a touch apart, so that points that coincide can all be seen
