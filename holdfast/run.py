@@ -44,6 +44,10 @@ class Run:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise Problem(f"{path}: missing; run `holdfast audit` on this folder first") from None
+        except OSError as error:
+            raise Problem(
+                f"{path}: cannot be read ({error.strerror}); delete it and run `holdfast audit` again"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise Problem(f"{path}: damaged JSON ({error}); delete it and run `holdfast audit` again") from error
 

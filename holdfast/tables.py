@@ -3,7 +3,7 @@
 Knows no files and no torch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,11 +33,6 @@ class Table(NamedTuple):
         span = self.layout.spans.get((milestone, column))
         return {} if span is None else dict(zip(span[0], self.values[span[1]].tolist(), strict=True))
 
-    def means(self) -> Iterator[tuple[Place, float, int]]:
-        """The mean of each milestone and column, and over how many prompts, repeated ones counted."""
-        for place, (ids, where) in self.layout.spans.items():
-            yield place, float(self.values[where].mean()), len(ids)
-
 
 class Tables:
     """Makes tables of cells, whose layouts are kept once."""
@@ -62,9 +57,9 @@ class Tables:
                 raise ValueError(f"its column {name!r} is missing, or of another type")
             if table.column(name).null_count:
                 raise ValueError(f"its column {name!r} has holes")
-        scores = np.full((len(COLUMNS), len(table)), np.nan)
+        scores, known = np.full((len(COLUMNS), len(table)), np.nan), {*table.column_names}
         for place, name in enumerate(COLUMNS):
-            if name in table.column_names:
+            if name in known:
                 scores[place] = _numbers(table.column(name), name)
         return self._made(table.column("milestone").to_numpy(), table.column("id"), scores)
 
@@ -98,7 +93,7 @@ def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
         return np.full(len(column), np.nan)
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise ValueError(f"its column {name!r} holds no numbers")
-    return column.cast(pa.float64(), safe=False).to_numpy()
+    return (column if kind == pa.float64() else column.cast(pa.float64(), safe=False)).to_numpy()
 
 
 def _bytes(ids: Any) -> bytes:
