@@ -30,7 +30,7 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.drive import Drive
 from holdfast.problem import Problem, printable
 
-SECONDS, MEMORY = 10, 1 << 30
+SECONDS, MEMORY = 3, 1 << 30
 """What a chat template may take for a short conversation, in seconds of computing and in bytes."""
 
 

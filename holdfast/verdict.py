@@ -4,8 +4,7 @@ Judges what `evidence.py` read of a run; writes `verdict.json`. An interrupted a
 went, and says so. What is unknown is never taken for resistance.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,17 +25,8 @@ from holdfast.run import Run
 def write(run: Run) -> Dossier:
     """Judge a run and keep the result as `verdict.json`."""
     dossier = judge(run)
-    disk.write(run.folder / "verdict.json", _written(dossier))
+    disk.write(run.folder / "verdict.json", dossier.written())
     return dossier
-
-
-def _written(dossier: Dossier) -> Iterator[str]:
-    """As JSON, its cells last and one a line: there may be a hundred thousand, which are never all in memory as text."""
-    rest = json.dumps(dossier.model_dump(mode="json", exclude={"cells"}), indent=1, ensure_ascii=False, allow_nan=False)
-    yield f'{rest.removesuffix("}").rstrip()},\n "cells": ['
-    for number, cell in enumerate(dossier.cells):
-        yield f"{',' * bool(number)}\n  {cell.model_dump_json()}"
-    yield "\n ]\n}\n"
 
 
 def judge(run: Run) -> Dossier:
