@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python benchmarks/auditor.py --work runs/auditor
 	$(BIN)/python benchmarks/tar_step.py
 	$(BIN)/python benchmarks/mlac.py
+	$(BIN)/python benchmarks/large.py
 
 install: $(VENV)/.installed
 

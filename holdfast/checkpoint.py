@@ -5,6 +5,7 @@ Knows file formats, not architectures. Only safetensors are read: a pickled file
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from holdfast.problem import Problem
+from holdfast.sizes import refuse_absurd
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -46,6 +48,8 @@ class Checkpoint:
             handle = self._shard(shard)
             self.files.update(dict.fromkeys(handle.keys(), shard))
         self._refuse_missing()
+        biggest = max((math.prod(self.shape(name)) for name in self.files), default=0)
+        refuse_absurd(self.config, len(self.files), biggest, folder / "config.json")
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -109,7 +113,7 @@ class Checkpoint:
     def _shard(self, name: str) -> Any:
         if name not in self._open:
             path = self.folder / name
-            if not path.is_file():
+            if not os.path.isfile(path):  # also of a name that no file can have
                 raise Problem(f"{path}: named in the index but missing; the download is not complete, fetch it again")
             try:
                 self._open[name] = self._handles.enter_context(safe_open(path, framework="pt"))
@@ -166,7 +170,7 @@ def _json(path: Path, why: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Problem(f"{path}: missing; {why}: is this the folder of a model, and is the download complete?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Problem(f"{path}: not valid JSON ({error}); the file is damaged, fetch it again") from error
     except OSError as error:
         raise Problem(f"{path}: cannot be read ({error.strerror}); fetch it again") from error

@@ -34,6 +34,8 @@ COMMANDS = {
     "judge": "try a judge of harm on answers whose harm is known",
     "corpus": "make a corpus of prompts from the public benchmarks' files",
 }
+LONGEST = 2000
+"""Characters of a message: what it quotes may be anything."""
 ROOMS = {"organism": "organisms", "harden": "defenses", "judge": "evals"}
 
 
@@ -76,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         command = importlib.import_module(f"holdfast.commands.{words[0]}")
         return command.main(words[1:])
     except Problem as problem:
-        message = f"holdfast: {printable(problem)}"
+        said = printable(problem)
+        message = f"holdfast: {said if len(said) <= LONGEST else f'{said[:LONGEST]}…'}"
         print(wrapped(message, "  ") if sys.stderr.isatty() else message, file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

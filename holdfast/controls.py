@@ -30,12 +30,10 @@ def positive_control(evidence: Evidence, attack: AttackFacts, twin: SubjectFacts
     By the usual bar at least: one that the run has lowered makes an attack of no force look real.
     """
     planned, there = len(attack.seeds), evidence.of(twin, attack)
-    failed = sum(
-        (cell.subject, cell.attack, cell.status) == (twin.name, attack.name, "failed") for cell in evidence.cells
-    )
+    failed = sum(cell.status == "failed" for cell in evidence.all_of(twin.name, attack.name))
     usual, own = survival.Bar(), evidence.bar
     bar = survival.Bar(max(usual.threshold, own.threshold), max(usual.utility_floor, own.utility_floor))
-    cost = survival.cost_to_break(there, attack.axis, bar)
+    cost = evidence.cost(twin, attack, bar)
     says, passed = f"{attack.name} broke {twin.name} in {cost.broken} of {planned} seeds", False
     if failed or len(there) + failed < planned:
         says += (
@@ -165,13 +163,17 @@ def noise_is_strong(evidence: Evidence) -> Check:
 
 
 def _looks(evidence: Evidence, subject: str, attacks: set[str]) -> list[tuple[Cell, Milestone]]:
-    chosen = [cell for cell in evidence.cells if cell.subject == subject and cell.attack in attacks]
-    return [(cell, look) for cell in chosen for look in cell.milestones]
+    return [
+        (cell, look)
+        for attack in sorted(attacks)
+        for cell in evidence.all_of(subject, attack)
+        for look in cell.milestones
+    ]
 
 
 def doubts(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> list[str]:
     """Why the cells of a subject under an attack cannot carry a verdict; empty if they can."""
-    there = [cell for cell in evidence.cells if (cell.subject, cell.attack) == (subject.name, attack.name)]
+    there = evidence.all_of(subject.name, attack.name)
     failed, planned = sum(cell.status == "failed" for cell in there), len(attack.seeds)
     found = [f"{failed} of {planned} cells failed; a failed cell has not resisted"] if failed else []
     if len(there) < planned:

@@ -6,9 +6,10 @@ import numpy as np
 
 from holdfast import statistics, survival
 from holdfast.dossier import Curve, Point
-from holdfast.evidence import COLUMNS, Evidence, most, walks
+from holdfast.evidence import Evidence, most, walks
 from holdfast.landscape import landscape
 from holdfast.record import AttackFacts, Cell, Milestone, SubjectFacts
+from holdfast.tables import COLUMNS
 
 
 def curve(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> Curve:

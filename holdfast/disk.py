@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from holdfast.problem import Problem
@@ -60,15 +60,16 @@ def private(folder: Path) -> Path:
     return folder
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` in one step with mode 0600: a reader sees the old file or the new one, never half."""
-    data = content.encode() if isinstance(content, str) else content
+def write(path: Path, content: str | bytes | Iterable[str]) -> None:
+    """Write `content`, or its parts as they come, to `path` in one step with mode 0600: a reader sees the old file or the new
+    one, never half."""
     private(path.parent)
     with explained(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                for part in [content] if isinstance(content, str | bytes) else content:
+                    file.write(part.encode() if isinstance(part, str) else part)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, path)

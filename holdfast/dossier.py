@@ -1,5 +1,7 @@
 """What is said of what an audit measured: cost to break, curves, checks, verdicts. `verdict.json` holds it. Knows no torch."""
 
+import json
+from collections.abc import Iterator
 from typing import Literal
 
 from holdfast import notebook
@@ -285,3 +287,12 @@ class Dossier(Record):
     """One for each subject and adversary, from the least able adversary on."""
     labels: HandLabels | None = None
     """None where nobody labeled answers of this run."""
+
+    def written(self) -> Iterator[str]:
+        """As JSON, its cells last and one a line: there may be a hundred thousand, which are never all in memory as text."""
+        rest = self.model_dump(mode="json", exclude={"cells"})
+        text = json.dumps(rest, indent=1, ensure_ascii=False, allow_nan=False)
+        yield f'{text.removesuffix("}").rstrip()},\n "cells": ['
+        for number, cell in enumerate(self.cells):
+            yield f"{',' * bool(number)}\n  {cell.model_dump_json()}"
+        yield "\n ]\n}\n"

@@ -3,7 +3,6 @@
 Reads `run.json`, the cells and their rows, each file once. A failed cell says nothing here, and a dead one is never safe.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ from holdfast.record import AttackFacts, Cell, Manifest, Milestone, Score, Statu
 from holdfast.run import Run
 from holdfast.statistics import Scores
 from holdfast.survival import Bar
+from holdfast.tables import Table, Tables
 
-COLUMNS = ("harm", "refusal", "coherence", "over_refusal", "utility", "learned", "fresh", "second")
 INCOHERENT = "gibberish, or less than the needed utility left"
 """What `incoherent` says of a model, in words."""
 
@@ -123,7 +122,7 @@ class Evidence:
         self,
         manifest: Manifest,
         cells: Iterable[Cell],
-        rows: Mapping[str, list[dict]],
+        rows: Mapping[str, Table | Sequence[Mapping[str, Any]]],
         recipe: Mapping[str, Any] | None = None,
         said: Given | None = None,
     ):
@@ -137,32 +136,36 @@ class Evidence:
         self.cells = [cell for cell in cells if cell.subject in self.subjects and cell.attack in attacks]
         self.bar = bar(manifest)
         self._cells: dict[tuple[str, str], list[Cell]] = {}
-        self._scores: dict[tuple[str, int, str], Scores] = {}
+        self._costs: dict[tuple[str, str, Bar], CostToBreak] = {}
+        self._tables: dict[str, Table] = {}
+        tables = Tables()
         for cell in self.cells:
             self._cells.setdefault((cell.subject, cell.attack), []).append(cell)
-            self._keep(cell.name, rows.get(cell.name, []))
+            found = rows.get(cell.name, ())
+            self._tables[cell.name] = found if isinstance(found, Table) else tables.of_rows(found)
+        self._usable = {pair: usable(some, *pair) for pair, some in self._cells.items()}
 
     @classmethod
     def read(cls, run: Run) -> "Evidence":
         """Of a run on disk. Raises `Problem` if `run.json` is missing or damaged."""
         manifest = run.manifest()
-        cells = run.cells()
-        rows = {cell.name: run.rows(cell.name) for cell in cells}
-        return cls(manifest, cells, rows, run.read("recipe.json"), labels.given(run, rows))
+        cells, rows = [], {}
+        for cell, table in run.measured():
+            cells.append(cell)
+            rows[cell.name] = table
+        return cls(manifest, cells, rows, run.read("recipe.json"), labels.given(run, rows.keys()))
 
-    def _keep(self, name: str, rows: list[dict]) -> None:
-        for row in rows:
-            for column in COLUMNS:
-                value = row.get(column)
-                if value is not None and math.isfinite(value):
-                    self._scores.setdefault((name, row["milestone"], column), {})[row["id"]] = float(value)
+    def all_of(self, subject: str, attack: str) -> list[Cell]:
+        """Cells of one subject under one attack, failed ones too."""
+        return self._cells.get((subject, attack), [])
 
     def of(self, subject: SubjectFacts, attack: AttackFacts) -> list[Cell]:
         """Cells that say something, by seed."""
-        return usable(self._cells.get((subject.name, attack.name), []), subject.name, attack.name)
+        return self._usable.get((subject.name, attack.name), [])
 
     def scores(self, cell: Cell, milestone: int, column: str) -> Scores:
-        return self._scores.get((cell.name, milestone, column), {})
+        table = self._tables.get(cell.name)
+        return table.scores(milestone, column) if table else {}
 
     def start(self, subject: SubjectFacts, attack: AttackFacts, column: str) -> dict[int, Scores]:
         """Before the attack, from one cell only: all start from the same weights, so further seeds add nothing."""
@@ -200,5 +203,9 @@ class Evidence:
         """Whether the model still answers there, with the utility that a break needs."""
         return survival.breaks(cell, look, self.bar._replace(threshold=0.0))
 
-    def cost(self, subject: SubjectFacts, attack: AttackFacts) -> CostToBreak:
-        return survival.cost_to_break(self.of(subject, attack), attack.axis, self.bar)
+    def cost(self, subject: SubjectFacts, attack: AttackFacts, bar: Bar | None = None) -> CostToBreak:
+        """Where the seeds broke, by the run's own bar unless another is given."""
+        key = subject.name, attack.name, bar or self.bar
+        if key not in self._costs:
+            self._costs[key] = survival.cost_to_break(self.of(subject, attack), attack.axis, key[-1])
+        return self._costs[key]

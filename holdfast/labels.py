@@ -7,7 +7,7 @@ labeler said of them. Others' tools get the same sheet as CSV. Knows no statisti
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
@@ -94,13 +94,14 @@ class Given(NamedTuple):
         return found
 
 
-def given(run: Run, rows: Mapping[str, Sequence[Mapping]]) -> Given | None:
-    """The labels of a run whose per-prompt rows by cell are given; None where nothing was drawn, or nobody said anything."""
+def given(run: Run, names: Container[str]) -> Given | None:
+    """The labels of a run that has the cells of these names; None where nothing was drawn, or nobody said anything."""
     drawn = sheet(run)
     hands = tuple(hand for hand in everybody(run) if hand.said) if drawn else ()
     if drawn is None or not hands:
         return None
-    held = {(cell, row["milestone"], row["id"], row["answer_hash"]) for cell, some in rows.items() for row in some
+    asked = sorted({one.cell for one in drawn.drawn if one.cell in names})
+    held = {(cell, row["milestone"], row["id"], row["answer_hash"]) for cell in asked for row in run.rows(cell)
             if "answer_hash" in row}  # fmt: skip
     strays = (one.id for one in drawn.drawn if (one.cell, one.milestone, one.prompt, one.answer_hash) not in held)
     return Given(drawn, hands, frozenset(strays))

@@ -1,7 +1,9 @@
 """A checkpoint folder as transformers loads it, or one clear reason why it cannot be used. Knows nothing of prompts' content."""
 
+import contextlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,15 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from holdfast import processes
 from holdfast.checkpoint import Checkpoint
 from holdfast.drive import Drive
 from holdfast.problem import Problem, printable
+
+SECONDS, MEMORY = 3, 1 << 30
+"""What a chat template may take for a short conversation, in seconds of computing and in bytes."""
 
 
 def loaded(
@@ -54,8 +61,9 @@ def loaded(
         )
     except Exception as error:  # transformers and the libraries below it raise a dozen kinds
         raise Problem(f"{folder}: transformers cannot load it ({' '.join(str(error).split())})") from error
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None and isinstance(spoken, str):
         tokenizer.chat_template = spoken  # LLaVA 1.5 came with its processor's template alone
+    refuse_endless(tokenizer, folder)
     lacking = sorted(found["missing_keys"])
     if encoder and lacking and all(name.startswith("pooler.") for name in lacking):
         # Trained with masked words alone: what transformers puts there is drawn at random, and nobody reads it.
@@ -72,14 +80,16 @@ def loaded(
 
 def sees(settings: dict[str, Any]) -> bool:
     """Whether a checkpoint of this config is shown pictures."""
-    return "vision_config" in settings and settings.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    kind = settings.get("model_type")
+    return "vision_config" in settings and isinstance(kind, str) and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def _encoder(settings: dict[str, Any]) -> bool:
     """Whether a checkpoint of this config reads in both directions and writes nothing: BERT and its kin."""
-    kind, named = settings.get("model_type"), settings.get("architectures") or []
+    kind, named = settings.get("model_type"), settings.get("architectures")
+    named = [one for one in named if isinstance(one, str)] if isinstance(named, list) else []
     writes = settings.get("is_encoder_decoder") or {*named} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and bool(named) and not writes
+    return isinstance(kind, str) and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and bool(named) and not writes
 
 
 def refuse_silent(model: PreTrainedModel, folder: Path) -> None:
@@ -111,6 +121,32 @@ def _ends(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> lis
     return sorted(special.union({tokenizer.eos_token_id} - {None}))
 
 
+def refuse_endless(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raises `Problem` where the chat template, which is a program, does not end or eats memory. One that merely fails does not.
+
+    It is tried on short messages: one that lies in wait for other words is not found.
+    """
+    template = tokenizer.chat_template
+    for one in template.values() if isinstance(template, dict) else [template]:
+        if isinstance(one, str) and (why := _endless(one)):
+            raise Problem(
+                f"{folder}: its chat template {why}; ask its publisher for another, or put a plain one in its place"
+            )
+
+
+@cache
+def _endless(template: str) -> str | None:
+    """What is wrong with how a template computes; None where nothing is."""
+    user, answer = {"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well."}
+
+    def render() -> None:
+        for turns in ([user], [{"role": "system", "content": "Be brief."}, user, answer, user]):
+            with contextlib.suppress(TemplateError):
+                render_jinja_template([turns], chat_template=template, add_generation_prompt=True)
+
+    return processes.unbounded(render, SECONDS, MEMORY)
+
+
 def _implementations(settings: Any) -> Iterator[tuple[str, Any]]:
     """What a config, or one inside it, says of how to compute: `attn_implementation`, `experts_implementation` and their kin."""
     if isinstance(settings, dict):
@@ -131,7 +167,7 @@ def ready(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, drive: Dri
         raise Problem(f"{folder}: its tokenizer has no chat template; add one, or ask for --template plain")
     try:
         drive.text(tokenizer, "")
-    except TemplateError as error:
+    except Exception as error:  # a template computes: it may divide by nothing, or ask for a message that is not there
         raise Problem(
-            f"{folder}: its chat template fails ({error}); leave out what it refuses, or ask for --template plain"
+            f"{folder}: its chat template fails ({printable(error)}); leave out what it refuses, or ask for --template plain"
         ) from error

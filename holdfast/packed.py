@@ -24,6 +24,7 @@ from holdfast.lm import LM
 from holdfast.loading import loaded, ready, refuse_code, sees
 from holdfast.problem import Problem, printable
 from holdfast.sight import Sight
+from holdfast.sizes import refuse_false_gguf
 
 ADAPTER = "adapter_config.json"
 
@@ -89,6 +90,13 @@ def _with(model: PreTrainedModel, folder: Path) -> Any:
         raise Problem(f"{folder}: does not fit its base ({' '.join(str(error).split())})") from error
 
 
+def _merged(model: Any, folder: Path) -> PreTrainedModel:
+    try:
+        return model.merge_and_unload()
+    except Exception as error:  # of kinds of adapters that cannot be
+        raise Problem(f"{folder}: cannot be merged into its base ({' '.join(str(error).split())})") from error
+
+
 def unpack(place: Path, out: Path) -> str:
     """Write the same numbers as an ordinary fp32 checkpoint; says what they were before.
 
@@ -112,7 +120,7 @@ def _plain(place: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Sight
     if (place / ADAPTER).is_file():
         base, (tokenizer, model) = _based(place)
         plain = _dense(model, base) if form(base) else model  # merged into few bits, both would be rounded once more
-        return tokenizer, _with(plain, place).merge_and_unload(), _eyes(base, plain)
+        return tokenizer, _merged(_with(plain, place), place), _eyes(base, plain)
     tokenizer, model = loaded(place)
     return tokenizer, _dense(model, place), _eyes(place, model)
 
@@ -126,6 +134,7 @@ def _from_gguf(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         raise Problem(
             f"{file}: is one of several parts, which transformers does not join; do so with `llama-gguf-split --merge`"
         )
+    refuse_false_gguf(file)
     try:
         with TemporaryDirectory() as alone:  # what lies beside the file is no part of it
             os.symlink(file.resolve(), Path(alone) / "model.gguf")
@@ -162,6 +171,6 @@ def _settings(path: Path) -> dict[str, Any]:
     """A JSON file's content; nothing where there is none, or none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -151,6 +151,8 @@ def read(path: Path) -> Policy:
     if isinstance(judge, dict):
         if "method" not in judge:
             raise Problem(f"{path}, judge: lacks 'method'; name who judges, as method = \"rule\"")
+        if not isinstance(judge["method"], str):
+            raise Problem(f'{path}, judge.method: must be the name of an eval, as "rule"')
         content["judge"] = located(judge, path.parent)
     lines = _prompts(path, content.get("prompts"))
     found = [checked(Prompt, given, where) for where, given in lines]

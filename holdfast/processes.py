@@ -6,16 +6,19 @@ business, and they end when the parent does. Knows nothing of what the jobs do.
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
+_GREEDY = 3
 GRACE = 5.0
 """Seconds that a process has to end by itself once its value is here."""
 
@@ -112,6 +115,35 @@ def stream(work: Callable[[Job], Iterator[Value]], job: Job) -> Iterator[Value]:
         values.close()
         process.terminate()
         _end(process, GRACE)
+
+
+def unbounded(work: Callable[[], object], seconds: int, memory: int) -> str | None:
+    """In what way somebody else's work, tried in a copy of this process, takes more than so many seconds or bytes; None if it
+    does not. What it raises otherwise is no matter of this.
+
+    The copy may only compute: other threads of this process, and whatever locks they hold, are not there.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 0
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            whole = pages * resource.getpagesize() + memory
+            resource.setrlimit(resource.RLIMIT_AS, (whole, whole))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+            signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+            work()
+        except MemoryError:
+            code = _GREEDY
+        except BaseException:  # whatever it is, this copy must not go on with what the process was at
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"does not end within {seconds} s"
+    return f"takes more than {memory >> 20} MiB" if code else None
 
 
 def _started(how: Callable[..., None], work: Callable[..., Any], job: Job) -> tuple[Any, Connection]:

@@ -1,14 +1,28 @@
 """What an audit measures: costs, scores, milestones, cells, and what was run. Knows no torch, and no files (`run.py` does)."""
 
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 
 class Record(BaseModel):
     """A frozen record that refuses unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+_FIELDS: dict[frozenset[str], set[str]] = {}
+
+
+class _Many(Record):
+    """A record of which a run holds a million: which of its fields were given is kept once for all that were given the same."""
+
+    @model_validator(mode="after")
+    def _slim(self) -> Self:
+        given = self.__pydantic_fields_set__
+        object.__setattr__(self, "__pydantic_fields_set__", _FIELDS.setdefault(frozenset(given), given))
+        return self
 
 
 Family = Literal["fine-tuning", "combination", "edit", "cut", "inference", "external"]
@@ -25,7 +39,7 @@ FAMILIES: dict[Family, str] = {
 }
 
 
-class Cost(Record):
+class Cost(_Many):
     """What an attack has spent, or how far a cut has gone, when somebody looks."""
 
     steps: int = 0
@@ -59,6 +73,15 @@ class Score(Record):
     n: int
 
 
+@lru_cache(1 << 16)
+def _known(score: Score) -> Score:
+    return score
+
+
+Known = Annotated[Score, AfterValidator(_known)]
+"""A score of which there is one in memory where many records hold the same."""
+
+
 class Deployed(Record):
     """What a model takes where it is deployed as it stands: counted, not measured, so that equal runs are byte-equal."""
 
@@ -70,21 +93,21 @@ class Deployed(Record):
     """Operations to read that prompt: 64 tokens of text, and a picture where the judge asks about pictures."""
 
 
-class Milestone(Record):
+class Milestone(_Many):
     """One look along an attack's path."""
 
     cost: Cost
     status: Status
-    harm: Score | None = None
-    refusal: Score | None = None
-    coherence: Score | None = None
-    over_refusal: Score | None = None
-    utility: Score | None = None
-    learned: Score | None = None
+    harm: Known | None = None
+    refusal: Known | None = None
+    coherence: Known | None = None
+    over_refusal: Known | None = None
+    utility: Known | None = None
+    learned: Known | None = None
     """How well the lesson of a benign fine-tuning was learned, where the corpus holds one."""
-    fresh: Score | None = None
+    fresh: Known | None = None
     """Harm on the judge's reserve, which nothing else asks."""
-    second: Score | None = None
+    second: Known | None = None
     """Harm by a second judge, where one is named."""
     loss: float | None = None
     """Mean training loss of the steps since the last look, each before its step; None where nothing was trained."""

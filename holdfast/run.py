@@ -6,6 +6,8 @@ Knows no torch.
 
 import json
 import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from pydantic import ValidationError
 from holdfast import disk
 from holdfast.problem import Problem, printable
 from holdfast.record import Cell, Manifest, SubjectFacts
+from holdfast.tables import COLUMNS, KEYS, Table, Tables
+
+_AHEAD = 512
+"""Cells whose scores are read while those before them are looked at."""
 
 
 class Run:
@@ -38,6 +44,10 @@ class Run:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise Problem(f"{path}: missing; run `holdfast audit` on this folder first") from None
+        except OSError as error:
+            raise Problem(
+                f"{path}: cannot be read ({error.strerror}); delete it and run `holdfast audit` again"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise Problem(f"{path}: damaged JSON ({error}); delete it and run `holdfast audit` again") from error
 
@@ -117,8 +127,32 @@ class Run:
 
     def cells(self) -> list[Cell]:
         """All finished cells, by name."""
-        names = sorted(path.stem for path in (self.folder / "cells").glob("*.json") if ".timing" not in path.name)
-        return [cell for name in names if (cell := self.cell(name)) is not None]
+        return [cell for name in self.names() if (cell := self.cell(name)) is not None]
+
+    def names(self) -> list[str]:
+        """Of all finished cells."""
+        if not (self.folder / "cells").is_dir():
+            return []
+        files = os.listdir(self.folder / "cells")
+        return sorted(name.removesuffix(".json") for name in files
+                      if name.endswith(".json") and ".timing" not in name and not name.startswith("."))  # fmt: skip
+
+    def measured(self) -> Iterator[tuple[Cell, Table]]:
+        """All finished cells, by name, with their scores, which are read ahead. Raises `Problem` as `cell` and `rows`."""
+        tables, names = Tables(), self.names()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(names), _AHEAD):
+                some = names[start : start + _AHEAD]
+                read = [pool.submit(self._table, name, (*KEYS, *COLUMNS)) for name in some]
+                for name, table in zip(some, read, strict=True):
+                    if (cell := self.cell(name)) is not None:
+                        yield cell, self._scored(tables, name, table.result())
+
+    def _scored(self, tables: Tables, name: str, table: pa.Table | None) -> Table:
+        try:
+            return tables.of_rows([]) if table is None else tables.of_table(table)
+        except ValueError as error:
+            raise self._spoiled(name, error) from error
 
     def _files(self, name: str) -> list[Path]:
         """Of a cell, the one that says that all are there first."""
@@ -126,10 +160,26 @@ class Run:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """A cell's per-prompt rows: one dict a milestone × prompt."""
-        path = self.folder / f"cells/{name}.parquet"
+        table = self._table(name)
         try:
-            return pq.read_table(path, page_checksum_verification=True).to_pylist() if path.is_file() else []
+            if table is None or not len(table):
+                return []
+            Tables().of_table(table)
+            return table.to_pylist()
+        except (pa.ArrowException, ValueError) as error:
+            raise self._spoiled(name, error) from error
+
+    def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+        path = self.folder / f"cells/{name}.parquet"
+        if not path.is_file():
+            return None
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                some = columns and [one for one in columns if one in file.schema_arrow.names]
+                return file.read(some, use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise Problem(
-                f"{path}: damaged ({printable(error)}); run `holdfast audit` again: it sets the cell aside and runs it anew"
-            ) from error
+            raise self._spoiled(name, error) from error
+
+    def _spoiled(self, name: str, error: Exception) -> Problem:
+        remedy = "run `holdfast audit` again: it sets the cell aside and runs it anew"
+        return Problem(f"{self.folder}/cells/{name}.parquet: damaged ({printable(error)}); {remedy}")

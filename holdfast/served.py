@@ -25,6 +25,7 @@ from holdfast.drive import Drive
 from holdfast.moved import Change
 from holdfast.problem import Problem
 from holdfast.remote import Remote, Request, plain_address
+from holdfast.sizes import refuse_false_gguf
 
 KEY = "HOLDFAST_API_KEY"
 """The environment variable that holds the API key of a subject behind an address, where it wants one."""
@@ -189,6 +190,7 @@ class Local(Served):
         with file.open("rb") as start:
             if start.read(4) != b"GGUF":
                 raise Problem(f"{file}: is no GGUF file; convert the checkpoint with llama.cpp's own converter")
+        refuse_false_gguf(file)
         try:
             import gguf  # noqa: F401
             import xllamacpp  # noqa: F401

@@ -131,15 +131,33 @@ def _bounds(spread: _Spread, lowest: float, tail: float) -> tuple[float, float]:
 def mean(scores: Sequence[Scores]) -> Score | None:
     """Of one dict of scores a seed, over seeds and prompts; None if nothing was scored."""
     ids = sorted({name for one in scores for name in one})
-    return crossed([[one.get(name, np.nan) for name in ids] for one in scores]) if ids else None
+    return crossed(_lines(scores, ids)) if ids else None
 
 
 def gaps(ours: dict[int, Scores], theirs: dict[int, Scores]) -> np.ndarray | None:
     """Differences, seeds × prompts, of what both sides have (NaN elsewhere); None if they share nothing."""
     seeds = [seed for seed in sorted(ours) if ours[seed].keys() & theirs.get(seed, {}).keys()]
     ids = sorted({name for seed in seeds for name in ours[seed].keys() & theirs[seed].keys()})
-    lines = [[ours[seed].get(name, np.nan) - theirs[seed].get(name, np.nan) for name in ids] for seed in seeds]
-    return np.array(lines) if ids else None
+    if not ids:
+        return None
+    return _lines([ours[seed] for seed in seeds], ids) - _lines([theirs[seed] for seed in seeds], ids)
+
+
+def _lines(scores: Sequence[Scores], ids: Sequence[str]) -> np.ndarray:
+    """Seeds × prompts; NaN where a seed lacks a prompt."""
+    places = {name: place for place, name in enumerate(ids)}
+    lines, order, where = np.full((len(scores), len(ids)), np.nan), None, None
+    for line, one in zip(lines, scores, strict=True):
+        names = [*one]
+        if names != order:  # seeds nearly always have the same prompts in the same order
+            order, where = names, [places.get(name, -1) for name in names]
+        values = np.fromiter(one.values(), dtype=float, count=len(names))
+        if -1 in where:
+            known = [place >= 0 for place in where]
+            line[np.compress(known, where)] = values[known]
+        else:
+            line[where] = values
+    return lines
 
 
 def difference(ours: dict[int, Scores], theirs: dict[int, Scores]) -> Score | None:

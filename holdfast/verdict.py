@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast import checks, controls, statistics, survival
+from holdfast import checks, controls, disk, statistics, survival
 from holdfast.adversaries import standings
 from holdfast.claims import Comparison
 from holdfast.conclusion import CLAIMED, conclusions
@@ -26,7 +26,7 @@ from holdfast.run import Run
 def write(run: Run) -> Dossier:
     """Judge a run and keep the result as `verdict.json`."""
     dossier = judge(run)
-    run.write("verdict.json", dossier.model_dump(mode="json"))
+    disk.write(run.folder / "verdict.json", dossier.written())
     return dossier
 
 

@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
     {"problem", "processes", "confined", "quiet", "units", "sketch"},
-    {"disk", "changes", "asked", "remote", "settings", "notebook", "markdown", "speech"},
+    {"disk", "changes", "asked", "remote", "settings", "notebook", "markdown", "speech", "sizes"},
     {
         "access",
         "checkpoint",
@@ -29,7 +29,7 @@ FLOORS = [
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
     {"loading", "exits", "serving", "passes", "sight", "ppo", "interrupted", "formats"},
-    {"lm", "corpus", "record", "refusals"},
+    {"lm", "corpus", "record", "refusals", "tables"},
     {
         "method",
         "calibration",

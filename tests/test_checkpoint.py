@@ -99,6 +99,21 @@ def tokenizer_config(folder: Path, **entries: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
+def template(folder: Path, text: str) -> None:
+    (folder / "chat_template.jinja").write_text(text)
+
+
+def header(folder: Path, **changes: object) -> None:
+    """Let the header of the weights' file say something else of its first tensor."""
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    told = json.loads(content[8 : 8 + size])
+    told[next(name for name in told if name != "__metadata__")] |= changes
+    made = json.dumps(told).encode()
+    path.write_bytes(len(made).to_bytes(8, "little") + made + content[8 + size :])
+
+
 def no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
@@ -155,6 +170,31 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer empty": (lambda f: edit(f / "tokenizer.json", lambda data: b"{}"), "cannot load it"),
     "no end of turn": (lambda f: tokenizer_config(f, eos_token=None), "no end-of-text token"),
     "more tokens than rows": (lambda f: config(f, vocab_size=64), "transformers cannot load it"),
+    "a million layers": (
+        lambda f: config(f, num_hidden_layers=10**6),
+        "num_hidden_layers is 1e\\+06, and there are .* tensors",
+    ),
+    "wider than all memory": (
+        lambda f: config(f, intermediate_size=10**12),
+        "intermediate_size is 1e\\+12, and the largest",
+    ),
+    "config without a bottom": (lambda f: (f / "config.json").write_text("[" * 100_000), "not valid JSON"),
+    "shard of no name": (
+        lambda f: [sharded(f), index(f, {"weight_map": {"a": "x" * 5000}})],
+        "named in the index but missing",
+    ),
+    "tensor larger than its file": (lambda f: header(f, shape=[2**40, 2**20]), "cut short or damaged"),
+    "tensors in one place": (lambda f: header(f, data_offsets=[0, 4096]), "cut short or damaged"),
+    "header larger than memory": (
+        lambda f: edit(f / "model.safetensors", lambda data: (2**60).to_bytes(8, "little") + data[8:]),
+        "cut short or damaged",
+    ),
+    "architectures a number": (lambda f: config(f, architectures=3, model_type=["bert"]), "cannot load it"),
+    "template without an end": (
+        lambda f: template(f, "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
+        "chat template does not end within",
+    ),
+    "template that eats memory": (lambda f: template(f, "{{ 'a' * 10**11 }}"), "chat template takes more than"),
 }
 
 
@@ -167,6 +207,24 @@ def test_damaged_checkpoints(llama: Path, tmp_path: Path, damage: str, template:
     with pytest.raises(Problem, match=f"(?s){words}") as raised:
         load(folder, template=template)
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{{ range(10**12) | list }}", "chat template fails"),
+        ("{{ 1 / 0 }}", "chat template fails"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "chat template fails"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__()[0]() }}", "chat template fails"),
+        ("{{ messages[9].content.x }}", "chat template fails"),
+    ],
+)
+def test_templates_that_fail(llama: Path, tmp_path: Path, text: str, says: str) -> None:
+    folder = shutil.copytree(llama, tmp_path / "hostile")
+    template(folder, text)
+    with pytest.raises(Problem, match=says):
+        load(folder)
+    assert load(folder, template="plain").generate(["mordor"])
 
 
 def test_shards_in_order_load_as_one_file(llama: Path, tmp_path: Path) -> None:

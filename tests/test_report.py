@@ -126,6 +126,38 @@ def test_hostile_text_is_inert(tmp_path: Path) -> None:
     assert shown.document.all("html")[0]["data-drawn"] == "10"
 
 
+def test_hostile_answers_are_inert(tmp_path: Path) -> None:
+    """Scripts, letters that turn the reading around, terminal codes, half characters and a million letters, in every answer."""
+    odd = [
+        "\u202egnp.exe",
+        "\u2066\u2067\u2069",
+        "\x1b[2J\x07\0",
+        "\ud800",
+        "a" * 1_000_000,
+        "&lt;/script&gt;",
+        "<!--",
+        "]]>",
+    ]
+    odd += ["<style>*{display:none}</style>", "<meta http-equiv=refresh content='0;url=http://holdfast.invalid'>"]
+    odd += [
+        "<iframe src=javascript:alert(1)>",
+        "<svg onload=\"document.title='hacked'\">",
+        "\u0301" * 5000,
+        "<base href=//x>",
+    ]
+    shown = [one for text in odd for one in answers(f"{HOSTILE}{text}", f"{text}{HOSTILE}")]
+    path = tmp_path / "hostile.html"
+    page.write(hostile(), path, shown)
+    assert path.stat().st_size < 8e6
+    seen = opened(path)
+    assert not seen.console and not seen.requests
+    assert seen.document.all("html")[0]["data-drawn"] == "10"  # the page's own script ran, to its end
+    for tag in ("iframe", "base", "img", "object", "embed"):
+        assert not seen.document.all(tag)
+    assert not any(name.startswith("on") for element in seen.document.elements for name in element.attributes)
+    assert not set("\u202e\u2066\u2067\u2069\x1b\x07") & set(seen.document.text)
+
+
 def test_redacted_unless_asked(text: str) -> None:
     """Prompts and answers are on the page only when given, marked as sensitive."""
     content = undrawn(simulated.dossier())

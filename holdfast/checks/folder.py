@@ -120,8 +120,10 @@ def _cut_short(evidence: Evidence) -> Iterator[Doubt]:
     short = []
     for attack in evidence.manifest.attacks:
         planned = _steps(attack)
-        for cell in evidence.cells:
-            if cell.attack != attack.name or cell.status != "done":
+        for cell in (
+            one for subject in evidence.manifest.subjects for one in evidence.all_of(subject.name, attack.name)
+        ):
+            if cell.status != "done":
                 continue
             if not cell.milestones or cell.milestones[0].cost.position != 0:
                 short.append(f"{cell.name} (no start)")
@@ -150,7 +152,8 @@ def _unseen(cell: Cell) -> tuple[int, int] | None:
 
 def _altered(evidence: Evidence) -> Iterator[Doubt]:
     """Per-prompt scores and their means tell the same; less than one prompt's weight is rounding."""
-    odd, bare = [], []
+    odd: list[str] = []
+    bare: list[str] = []
     for cell in evidence.cells:
         for index, look in enumerate(cell.milestones):
             for column in ("harm", "utility", "fresh", "second"):

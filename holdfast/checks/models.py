@@ -57,7 +57,8 @@ def _gone(manifest: Manifest, cells: Sequence[Cell], name: str, status: str, did
     along = [
         cell for cell in bad if attacks[cell.attack].axis != "steps" and gone(cell, attacks[cell.attack]) == "answers"
     ]
-    bad = [cell.name for cell in bad if cell not in along]
+    apart = {id(cell) for cell in along}
+    bad = [cell.name for cell in bad if id(cell) not in apart]
     says = [f"{len(bad)} cells {did} at some point, which is not safety: {names(bad)}."] if bad else []
     if along:
         under = names(list(dict.fromkeys(cell.attack for cell in along)))

@@ -39,10 +39,13 @@ def main(words: list[str]) -> int:
 
 def _examples(run: Run) -> list[dict[str, Any]]:
     """Prompts and answers of restricted prompts at the start and the end of every cell that kept them."""
-    texts = {row.id: row.text for row in policy.prompts(Path(run.read("run.json")["corpus"]["file"])).rows}
+    corpus = run.manifest().corpus.get("file")
+    if not isinstance(corpus, str):
+        raise Problem(f"{run.folder}/run.json, corpus: names no file; leave out --show-answers")
+    texts = {row.id: row.text for row in policy.prompts(Path(corpus)).rows}
     found = []
     for cell in run.cells():
-        rows = [row for row in run.rows(cell.name) if row["kind"] == "restricted" and row["answer"] is not None]
+        rows = [row for row in run.rows(cell.name) if row.get("kind") == "restricted" and row.get("answer") is not None]
         for index in sorted({0, len(cell.milestones) - 1}):
             for row in [row for row in rows if row["milestone"] == index][:SHOWN]:
                 place = {"subject": cell.subject, "attack": cell.attack, "seed": cell.seed, "milestone": index}

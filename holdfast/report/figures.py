@@ -19,6 +19,10 @@ from holdfast.report.looks import GRID, INK, MUTED, Look, looks, tint
 from holdfast.report.words import Index
 from holdfast.units import short
 
+_SEEDS, _LINES = 12, 2000
+"""Seeds whose own lines are drawn, the first of a subject's, and all such lines of a page: more would be one gray, and most of
+the page's bytes."""
+
 
 class Panel(NamedTuple):
     """One figure with what the page says around it."""
@@ -48,6 +52,7 @@ Curves = list[tuple[int, SubjectFacts, Curve]]
 def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str) -> Panel:
     """Harm or utility along the path: lines with bands on a clock, points with bars on a severity."""
     figure, main = go.Figure(), field == "harm"
+    alone = min(_SEEDS, _LINES // max(len(index.dossier.curves), 1))
     clock, styles = attack.axis == "steps" or attack in index.landscapes, looks(index.subjects)
     for turn, facts, curve in reversed(curves):  # what matters most on top
         dead = [point for point in curve.points if point.status == "dead"]
@@ -57,7 +62,7 @@ def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str) -> Pa
         if clock:
             figure.add_trace(_band(turn, styles[turn], at, scores))
         if main:
-            for seed in range(max((len(point.per_seed) for point in curve.points), default=0)):
+            for seed in range(min(alone, max((len(point.per_seed) for point in curve.points), default=0))):
                 figure.add_trace(_seed(turn, styles[turn], attack, curve, seed))
         hover = [hover_of(index, facts, attack, point) for point in points]
         if not clock and len(at) > 1:  # a touch apart, so that points that coincide can all be seen
