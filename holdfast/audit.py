@@ -32,6 +32,7 @@ import holdfast
 from holdfast import cluster, disk, policy, prepare
 from holdfast import processes as working
 from holdfast.job import Job, Result
+from holdfast.method import names
 from holdfast.opening import located
 from holdfast.problem import Problem, printable
 from holdfast.recipe import Recipe, dump
@@ -78,7 +79,7 @@ def run(
         folder.chmod(0o700)  # it may have been there, empty
         try:
             audit.write("recipe.json", dump(recipe))
-            working.prepare(["holdfast.hardened", "holdfast.job", *_shipped(recipe)])
+            working.prepare(["holdfast.warm", "holdfast.hardened", "holdfast.job", *_shipped(recipe)])
             kept = _kept(keep_answers, keep_weights)
             manifest = prepare.prepared(recipe, audit, teller(console), kept, seen, workers(processes))
         except Problem:
@@ -98,10 +99,11 @@ def run(
 
 
 def _shipped(recipe: Recipe) -> list[str]:
-    """The modules of its methods but for files of somebody's own."""
+    """The modules of its methods but for files of somebody's own, and of all evals: some of them score every cell."""
     attacks = {("attacks", one.method) for one in recipe.attacks}
     defenses = {("defenses", one.harden.method) for one in recipe.subjects if one.harden}
-    return sorted(f"holdfast.{room}.{name}" for room, name in attacks | defenses if not name.endswith(".py"))
+    evals = {("evals", name) for name in names("evals")}
+    return sorted(f"holdfast.{room}.{name}" for room, name in attacks | defenses | evals if not name.endswith(".py"))
 
 
 def _refuse_options(executor: Executor, keep_weights: bool, gpus_per_cell: float | None) -> None:

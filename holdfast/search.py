@@ -72,7 +72,7 @@ def run(chosen: Plan, folder: Path, console: Console, processes: int | None = No
         folder.chmod(0o700)
         _begin(chosen, folder)
         own = [] if chosen.space.method.endswith(".py") else [f"holdfast.attacks.{chosen.space.method}"]
-        working.prepare(["holdfast.watched", *own])
+        working.prepare(["holdfast.warm", "holdfast.watched", *own])
         trials = Trials(chosen, folder / "search", console, workers)
         trials.explore(Sampler(chosen.space, chosen.seed))
         winners = [one for one in trials.leaders() if one.point.missing <= 0]

@@ -2,13 +2,37 @@
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import pytest
 
 import tiny
+from holdfast import method, processes
 from holdfast.corpus import Corpus
+
+SERVED = [
+    *(f"holdfast.{name}" for name in ("warm", "hardened", "job", "watched", "relearning")),
+    *("holdfast.attacks.finetune", "holdfast.defenses.lox"),
+    *(f"holdfast.evals.{name}" for name in method.names("evals")),
+]
+"""What the audits of the tests need again and again."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_server() -> Iterator[None]:
+    """The server that the first audit starts is that of all later ones in this process: it imports what any of them needs.
+
+    Else each cell of the later ones would import the trainers for itself.
+    """
+    prepare = processes.prepare
+
+    def prepared(modules: Sequence[str]) -> None:
+        prepare([*modules, *SERVED])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "prepare", prepared)
+        yield
 
 
 @pytest.fixture(scope="session")

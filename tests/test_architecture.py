@@ -8,7 +8,7 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
-    {"problem", "processes", "confined", "quiet"},
+    {"problem", "processes", "confined", "quiet", "warm"},
     {"disk", "changes", "asked", "remote", "settings"},
     {
         "access",
