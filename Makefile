@@ -13,7 +13,7 @@ demo: install
 	$(BIN)/holdfast demo
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 -m "not hard and not real"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not hard and not real"
 
 hard: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
