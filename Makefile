@@ -13,9 +13,10 @@ demo: install
 	$(BIN)/holdfast demo
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 -m "not hard and not real"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not hard and not real"
 
 hard: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
 	$(BIN)/python -m pytest -n 2 -m hard
 
 real: install
@@ -50,8 +51,12 @@ bench: install
 
 install: $(VENV)/.installed
 
+# Bytecode is made on all cores here, where pip makes it on one. Libraries ship templates that are no Python: what cannot be
+# compiled is left out, as pip leaves it out.
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/tests/' $(VENV)/lib holdfast || true
 	touch $@

@@ -25,6 +25,7 @@ from holdfast.activity import Board, Word
 from holdfast.display import shown
 from holdfast.job import Job, Result, looks
 from holdfast.memory import Known
+from holdfast.method import names
 from holdfast.opening import located
 from holdfast.problem import Problem
 from holdfast.recipe import ORGANISM, Recipe, dump
@@ -73,7 +74,7 @@ def run(
         try:
             with shown(console, folder, workers(processes) if executor == "local" else None) as board:
                 audit.write("recipe.json", dump(recipe))
-                working.prepare(["holdfast.hardened", "holdfast.job", *_shipped(recipe)])
+                working.prepare(["holdfast.warm", "holdfast.hardened", "holdfast.job", *_shipped(recipe)])
                 kept = _kept(keep_answers, keep_weights)
                 manifest = prepare.prepared(recipe, audit, board, kept, seen, workers(processes))
                 jobs = _jobs(recipe, audit, manifest, keep_answers, keep_weights)
@@ -99,10 +100,11 @@ def refuse_unguarded(recipe: Recipe, keep_weights: bool, guarded: bool) -> None:
 
 
 def _shipped(recipe: Recipe) -> list[str]:
-    """The modules of its methods but for files of somebody's own."""
+    """The modules of its methods but for files of somebody's own, and of all evals: some of them score every cell."""
     attacks = {("attacks", one.method) for one in recipe.attacks}
     defenses = {("defenses", one.harden.method) for one in recipe.subjects if one.harden}
-    return sorted(f"holdfast.{room}.{name}" for room, name in attacks | defenses if not name.endswith(".py"))
+    evals = {("evals", name) for name in names("evals")}
+    return sorted(f"holdfast.{room}.{name}" for room, name in attacks | defenses | evals if not name.endswith(".py"))
 
 
 def _refuse_options(executor: Executor, keep_weights: bool, gpus_per_cell: float | None) -> None:

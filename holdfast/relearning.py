@@ -155,7 +155,7 @@ def run(wanted: Relearning, folder: Path, corpus: Path | None, most: int, say: S
         todo = [job for job in jobs if not job.file.is_file()]
         if len(todo) < len(jobs):
             say(f"{len(jobs) - len(todo)} of {len(jobs)} starts are done already; {len(todo)} to go")
-        processes.prepare(["holdfast.relearning"])
+        processes.prepare(["holdfast.warm", "holdfast.relearning"])
         processes.each(most, Job.run, todo, _done, lambda *told: _died(say, *told), say)
     return measured(jobs)
 

@@ -73,7 +73,7 @@ def run(chosen: Plan, folder: Path, console: Console, processes: int | None = No
         folder.chmod(0o700)
         _begin(chosen, folder)
         own = [] if chosen.space.method.endswith(".py") else [f"holdfast.attacks.{chosen.space.method}"]
-        working.prepare(["holdfast.watched", *own])
+        working.prepare(["holdfast.warm", "holdfast.watched", *own])
         with shown(console, folder, workers) as board:
             board.doing("searching")
             trials = Trials(chosen, folder / "search", board, workers)

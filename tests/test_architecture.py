@@ -8,7 +8,7 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "holdfast"
 FLOORS = [
-    {"problem", "processes", "confined", "quiet", "units", "sketch"},
+    {"problem", "processes", "confined", "quiet", "units", "sketch", "warm"},
     {"disk", "changes", "asked", "remote", "settings", "notebook", "markdown", "speech", "sizes"},
     {
         "access",

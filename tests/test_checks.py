@@ -81,10 +81,10 @@ def test_what_spoils_a_twin_spoils_what_is_compared_with_it() -> None:
         ("negative control: undefended", "undefended", None),
         ("negative control: lox", "lox", None),
     ]
-    reasons = verdict.weigh(shaken).conclusions[0].reasons
-    assert any("no negative control was run on undefended" in reason for reason in reasons)
-    still = verdict.weigh(audit(spoiled(of("undefended", "sgd"), lambda one: every(one, changed=0.04))))
-    under = next(one for one in still.verdicts if (one.subject, one.attack) == ("lox", "sgd"))
+    _, _, (concluded,) = verdict.said(shaken)
+    assert any("no negative control was run on undefended" in reason for reason in concluded.reasons)
+    still, *_ = verdict.said(audit(spoiled(of("undefended", "sgd"), lambda one: every(one, changed=0.04))))
+    under = next(one for one in still if (one.subject, one.attack) == ("lox", "sgd"))
     assert under.verdict not in ("not-broken", "delayed")
 
 
@@ -698,7 +698,7 @@ class TestConclusion:
 
     @staticmethod
     def word(evidence: Evidence) -> str:
-        (said,) = verdict.weigh(evidence).conclusions
+        _, _, (said,) = verdict.said(evidence)
         return said.word
 
     def test_an_honest_strong_defense_passes(self) -> None:

@@ -1,6 +1,7 @@
 """Ray: the same cells as on this machine, with nothing shared but the object store, and workers that die."""
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import subprocess
@@ -22,7 +23,7 @@ from audits import TUNE
 from holdfast import cli, verdict
 from holdfast.problem import Problem
 
-pytest.importorskip("ray")
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, made: tiny.Made, nodes: Path)
 
 
 @pytest.mark.hard
+@needs_ray
 def test_cells_are_the_same_bytes_as_on_this_machine(both: dict[str, Any]) -> None:
     here, there = (audits.cells(both["folder"] / name) for name in ("local", "ray"))
     assert len(here) == 4 and here == there
@@ -113,12 +115,14 @@ def test_cells_are_the_same_bytes_as_on_this_machine(both: dict[str, Any]) -> No
 
 
 @pytest.mark.hard
+@needs_ray
 def test_a_worker_killed_in_mid_cell_is_tried_again(both: dict[str, Any]) -> None:
     assert {cell.status for cell in both["ray"].cells()} == {"done"}
     assert both["said"].count("its worker died") == 1 and "it is tried once more" in both["said"]
 
 
 @pytest.mark.hard
+@needs_ray
 def test_nodes_read_what_was_sent_to_them(both: dict[str, Any]) -> None:
     folder, file = map(Path, both["seen"].split())
     assert both["nodes"] in folder.parents and both["nodes"] in file.parents
@@ -137,6 +141,7 @@ def path(tmp_path: Path, made: tiny.Made) -> Path:
 
 
 @pytest.mark.hard
+@needs_ray
 def test_more_gpus_than_there_are(path: Path, tmp_path: Path, nodes: Path) -> None:
     said = refused(path, tmp_path / "run", executor="ray", gpus_per_cell=2)
     assert "no node of the cluster has 2 GPUs (the most is 0); give --gpus-per-cell less" in said
@@ -163,6 +168,7 @@ def test_an_unknown_executor(path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.hard
+@needs_ray
 def test_a_lost_cluster_leaves_every_finished_cell(tmp_path: Path, made: tiny.Made) -> None:
     lines = ("if seed and not Path(self.word).exists(): time.sleep(900)", "at(Cost(steps=1))")
     own = {"name": "own", "method": audits.attack(tmp_path, "own", *lines), "word": str(tmp_path / "calm")}
@@ -188,6 +194,7 @@ def test_a_lost_cluster_leaves_every_finished_cell(tmp_path: Path, made: tiny.Ma
 
 
 @pytest.mark.hard
+@needs_ray
 def test_a_cluster_is_started_and_ended_where_there_is_none(
     tmp_path: Path, made: tiny.Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
