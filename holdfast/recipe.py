@@ -153,17 +153,20 @@ class Recipe(Settings):
 
 
 def load(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply `key.path=value` changes.
+    """Read a recipe, a TOML file or a run's `recipe.json`, and apply `key.path=value` changes.
 
     Raises:
         Problem: naming the file, the key and the remedy, whatever is wrong.
     """
     if not os.path.isfile(path):
         raise Problem(f"{path}: no such recipe; give the path of a TOML file (examples/lox.toml is one)")
+    read, form = (json.loads, "JSON") if path.suffix == ".json" else (tomllib.loads, "TOML")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Problem(f"{path}: not valid TOML ({error}); mend it") from error
+        raise Problem(f"{path}: not valid {form} ({error}); mend it") from error
+    if not isinstance(content, dict):
+        raise Problem(f"{path}: not a recipe, which is a table of settings; give a TOML file or a run's recipe.json")
     return resolved(content, path, changes)
 
 

@@ -14,6 +14,7 @@ from holdfast.method import Room
 from holdfast.problem import Problem, printable
 from holdfast.quiet import quiet
 from holdfast.report import page, terminal
+from holdfast.report.sources import sources
 from holdfast.run import Run
 
 console = Console(highlight=False)
@@ -54,7 +55,7 @@ def parse(kind: Any, name: str, words: list[str], description: str | None = None
 def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
     dossier: Dossier = verdict.write(run)
-    page.write(dossier, run.folder / "report.html", examples)
+    page.write(dossier, run.folder / "report.html", examples, sources(run))
     console.print(terminal.table(dossier))
     places = "", f"page: {run.folder / 'report.html'}", f"verdict: {run.folder / 'verdict.json'}"
     for line in (*(f"not run: {one}" for one in dossier.manifest.not_run), *places, dossier.manifest.kept):
