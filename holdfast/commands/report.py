@@ -31,7 +31,8 @@ class Report:
     open: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
     """Open the page in a browser; where there is none, say where it lies."""
     figures: Annotated[Path | None, shell.Unset] = None
-    """Write every figure into this new folder: its table as CSV and Parquet; with the extra `figures` and a Chrome also PNG and SVG."""
+    """Write every figure into this new folder: its table as CSV and Parquet, and with the extra `figures` and a Chrome as PNG and
+    SVG."""
     show_answers: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
     """Show prompts and answers, if the audit kept them."""
     inspect: Annotated[Path | None, shell.Unset] = None

@@ -96,7 +96,7 @@ def _panel(index: Index, says: str, name: str, strips: list[Strip], width: int) 
     figure.update_yaxes(autorange="reversed", automargin=True)
     figures.ground(figure)
     figure.update_layout(margin={"t": 30}, height=max(260, 90 + 26 * len(names)))
-    return Panel(figure, says, f"Harm and utility by severity: {says}.", True, name, _table(index, says, strips))
+    return Panel(figure, says, f"Harm and utility by severity: {says}.", True, name, _table(index, says, name, strips))
 
 
 def _value(point: Point | None, field: str) -> float | None:
@@ -111,7 +111,7 @@ def _label(point: Point, field: str, severity: float) -> str:
     return f"{severity:g}: {point.status if value is None else words.number(value)}"
 
 
-def _table(index: Index, says: str, strips: list[Strip]) -> Table:
+def _table(index: Index, says: str, name: str, strips: list[Strip]) -> Table:
     rows = []
     for strip in strips:
         for row in strip.rows:
@@ -123,4 +123,6 @@ def _table(index: Index, says: str, strips: list[Strip]) -> Table:
                         score = getattr(point, field)
                         told += [score.value, score.low, score.high, score.n] if score else [None] * 4
                     rows.append(told)
-    return tables.table([*_COLUMNS, *(f"{one}{part}" for one in _SCORES for part in ("", "_low", "_high", "_n"))], rows)
+    return tables.table(
+        name, [*_COLUMNS, *(f"{one}{part}" for one in _SCORES for part in ("", "_low", "_high", "_n"))], rows
+    )

@@ -32,11 +32,13 @@ class Drawings(NamedTuple):
 
 def drawings(index: Index, search: dict[str, Any] | None = None) -> Drawings:
     """Of a run; `search` is what its `search.json` holds, where a search chose the attacks."""
+    attacks = [attack_of(index, attack, turn) for turn, attack in enumerate(index.attacks + index.negative)]
+    behind = {one["facts"].name: one["panels"][0].table for one in attacks if one["panels"]}
     return Drawings(
-        survivals=heads.survivals(index),
+        survivals=heads.survivals(index, behind),
         cuts=cuts.blocks(index),
         views=landscape.views(index),
         frontiers=frontier.views(index),
         sought=sought(index, search),
-        attacks=[attack_of(index, attack, turn) for turn, attack in enumerate(index.attacks + index.negative)],
+        attacks=attacks,
     )

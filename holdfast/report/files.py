@@ -32,12 +32,11 @@ def write(dossier: Dossier, folder: Path, sources: Sources) -> list[str]:
     """
     panels = drawings(Index(dossier), sources.search).panels
     names = _names([panel.name for panel in panels])
-    behind = {id(panel.table): name for panel, name in zip(reversed(panels), reversed(names), strict=True)}
+    behind = list({id(panel.table): panel.table for panel in panels}.values())
     with disk.whole(folder) as aside:
-        for panel in panels:
-            name = behind[id(panel.table)]
-            disk.write(aside / f"{name}.csv", tables.as_csv(panel.table))
-            disk.write(aside / f"{name}.parquet", tables.as_parquet(panel.table))
+        for name, table in zip(_names([one.name for one in behind]), behind, strict=True):
+            disk.write(aside / f"{name}.csv", tables.as_csv(table))
+            disk.write(aside / f"{name}.parquet", tables.as_parquet(table))
         try:
             _draw(panels, names, aside)
             pictures = f"{len(panels)} figures as PNG and SVG"
@@ -83,7 +82,9 @@ def _draw(panels: Sequence[Panel], names: Sequence[str], folder: Path) -> None:
 def _on_paper(panel: Panel) -> dict[str, Any]:
     """The figure on white, without each seed's line, with room for the names at the lines' ends."""
     made = copy.deepcopy(panel.figure)
-    labels = [one.text for one in made.layout.annotations if one.name not in (None, "threshold")]
+    labels = [
+        one.text for one in made.layout.annotations if one.name not in (None, "threshold") and one.xref == "paper"
+    ]
     if labels:
         made.update_layout(margin_r=16 + 8 * max(map(len, labels)))
     title = {"text": plain(f"{panel.title} · {panel.name}", 160), "font": {"size": 13}, "x": 0.01, "xanchor": "left"}

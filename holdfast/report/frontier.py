@@ -134,7 +134,11 @@ def _table(facts: SubjectFacts, found: Sequence[Stand]) -> Table:
         for score in (one.point.harm, one.point.utility):
             told += [score.value, score.low, score.high, score.n] if score else [None] * 4
         rows.append(told)
-    return tables.table(["subject", "attack", "severity", "status", *Shares._fields, "on_frontier", *scores], rows)
+    return tables.table(
+        f"frontier-{facts.name}",
+        ["subject", "attack", "severity", "status", *Shares._fields, "on_frontier", *scores],
+        rows,
+    )
 
 
 def share(value: float) -> str:

@@ -3,14 +3,16 @@
 The subjects that answer for the run are its defenses; where there is none, the models that were audited as they are.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from holdfast.adversaries import ADVERSARIES
 from holdfast.dossier import Standing
 from holdfast.record import AttackFacts, SubjectFacts
-from holdfast.report import figures, tables, words
+from holdfast.report import figures, words
 from holdfast.report.figures import Panel
 from holdfast.report.looks import Look, looks
+from holdfast.report.tables import Table
 from holdfast.report.words import Index, Word
 
 MOST = 4
@@ -47,14 +49,14 @@ def answer_for(index: Index) -> list[SubjectFacts]:
     return defenses or [facts for facts in index.subjects if words.role(facts) == "undefended"]
 
 
-def survivals(index: Index) -> list[Panel]:
-    """Seeds not yet broken, of the subjects that answer for the run beside their twins, under the attacks that tell most."""
+def survivals(index: Index, behind: Mapping[str, Table]) -> list[Panel]:
+    """Seeds not yet broken, with the tables behind each attack's figures: of the subjects that answer for the run beside their twins, under the attacks that tell most."""
     shown = {facts.name for facts in index.subjects if not facts.control}
     made = []
     for attack in telling(index):
         curves = [one for one in index.curves(attack) if one[1].name in shown]
         if curves:
-            panel = figures.survival(index, attack, curves, tables.of_attack(index, attack))
+            panel = figures.survival(index, attack, curves, behind[attack.name])
             name = words.clean(attack.name, 60)
             made.append(panel._replace(title=name, name=f"{attack.name}-survival-beside-twin"))
     return made

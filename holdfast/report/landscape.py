@@ -42,12 +42,9 @@ def views(index: Index) -> list[View]:
     made = []
     for attack in index.landscapes:
         curves = index.curves(attack)
+        table = tables.of_attack(index, attack)
         plane = any(point.plane for _, _, curve in curves for point in curve.points)
-        panels = (
-            [_maps(index, attack, *one, tables.of_attack(index, attack)) for one in curves]
-            if plane
-            else figures.panels(index, attack)
-        )
+        panels = [_maps(index, attack, *one, table) for one in curves] if plane else figures.panels(index, attack)
         rows = [{"turn": turn, "landscape": curve.landscape} for turn, _, curve in curves if curve.landscape]
         made.append(View(attack, plane, panels, rows))
     return made

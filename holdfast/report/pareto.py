@@ -13,6 +13,9 @@ from holdfast.report.figures import Panel
 from holdfast.report.looks import GRID, INK, MUTED, Look
 from holdfast.report.words import Index
 
+_PLOT = (700, 340)
+"""Pixels of the plot, about: for labels that do not cover each other."""
+
 
 class Price(NamedTuple):
     """What the cheapest of some attacks spent until it broke a subject."""
@@ -97,17 +100,14 @@ def panel(
         figure.add_trace(_mark(turn, names[turn], styles[turn], utility, price, unit))
         rows.append([names[turn], utility.value, utility.low, utility.high, utility.n, price.attack, price.value,
                      price.low, price.high, price.budget, int(turn in best)])  # fmt: skip
-        figure.add_annotation(
-            x=utility.value, y=_log(price.at_least), yshift=15, showarrow=False, name=str(turn),
-            text=hover.plain(names[turn], 40), font={"color": styles[turn].color, "size": 12},
-        )  # fmt: skip
     _dress(figure, [utilities[turn] for turn in known], [prices[turn] for turn in known], unit)
+    _label(figure, {turn: (names[turn], styles[turn].color, utilities[turn], prices[turn]) for turn in known})
     told = "; ".join(f"{names[turn]} {utilities[turn].value:.2f} and {said(prices[turn], unit)}" for turn in known)
     lead = ", ".join(names[turn] for turn in steps)
     says = f"Utility before any attack, and cost of the cheapest shared attack: {told}. On the frontier: {lead}."
     columns = ["subject", "utility", "utility_low", "utility_high", "utility_n", "cheapest_attack", f"{unit}_to_break",
                f"{unit}_low", f"{unit}_high", f"{unit}_budget", "on_frontier"]  # fmt: skip
-    return Panel(figure, "Utility against cost to break", says, True, name, tables.table(columns, rows))
+    return Panel(figure, "Utility against cost to break", says, True, name, tables.table(name, columns, rows))
 
 
 def said(price: Price, unit: str) -> str:
@@ -160,6 +160,24 @@ def _mark(turn: int, name: str, look: Look, utility: Score, price: Price, unit: 
     )
 
 
+def _label(figure: go.Figure, points: dict[int, tuple[str, str, Score, Price]]) -> None:
+    """Each point's name at its left, moved up where it would cover another."""
+    (left, right), (bottom, top) = figure.layout.xaxis.range, figure.layout.yaxis.range
+    wide, high = _PLOT
+    placed: list[tuple[float, float, float]] = []
+    for turn, (name, color, utility, price) in sorted(points.items(), key=lambda one: one[1][3].at_least):
+        text = words.clean(name, 40)
+        end = wide * (utility.value - left) / (right - left) - 12
+        start, shift = end - 6.6 * len(text), 11
+        level = high * (_log(price.at_least) - bottom) / (top - bottom)
+        while any(abs(level + shift - y) < 13 and start < e and s < end for s, e, y in placed):
+            shift += 7
+        placed.append((start, end, level + shift))
+        place = {"x": utility.value, "y": _log(price.at_least), "xshift": -12, "yshift": shift, "xanchor": "right"}
+        font = {"color": color, "size": 12}
+        figure.add_annotation(**place, showarrow=False, name=str(turn), text=hover.plain(text), font=font)
+
+
 def _dress(figure: go.Figure, utilities: Sequence[Score], prices: Sequence[Price], unit: str) -> None:
     figures.ground(figure)
     axis = {"gridcolor": GRID, "zeroline": False, "fixedrange": True, "tickfont": {"color": MUTED, "size": 12}}
@@ -171,9 +189,9 @@ def _dress(figure: go.Figure, utilities: Sequence[Score], prices: Sequence[Price
     ends = [value for one in prices for value in (one.low, one.at_least, one.budget) if value > 0] or [1.0]
     range_ = [_log(min(ends)) - 0.25, _log(max(ends)) + 0.35]
     what = "operations" if unit == "FLOPs" else "steps"
-    text = {"text": f"{what} until the cheapest shared attack breaks it (log scale)"}
-    figure.update_yaxes(**axis, type="log", range=range_, title=text | title, exponentformat="power", dtick=1)
-    figure.update_layout(margin={"l": 62, "r": 20, "t": 12, "b": 44}, font={"color": INK})
+    text = {"text": f"{what} to the cheapest break (log scale)"}
+    figure.update_yaxes(**axis, type="log", range=range_, title=text | title, tickformat="~s", dtick="D2")
+    figure.update_layout(margin={"l": 62, "r": 14, "t": 12, "b": 44}, font={"color": INK})
 
 
 def _log(value: float) -> float:

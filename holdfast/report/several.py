@@ -106,7 +106,7 @@ def groups(runs: Sequence[tuple[str, Dossier]]) -> list[Group]:
     """The runs by what they measured, the first run's group first."""
     known = [dossier.manifest.name for _, dossier in runs]
     entries = [
-        Entry(name if known.count(name) == 1 else f"{name} ({Path(folder).name})", folder, Index(dossier))
+        Entry(name if known.count(name) == 1 else Path(folder).name or name, folder, Index(dossier))
         for name, (folder, dossier) in zip(known, runs, strict=True)
     ]
     alike: dict[str, list[Entry]] = {}

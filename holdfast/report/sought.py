@@ -110,5 +110,5 @@ def _panel(index: Index, search: Search) -> Panel:
     figure.update_xaxes(**axis, rangemode="tozero", title=title, nticks=5)
     figure.update_yaxes(**axis, range=[-0.03, 1.04], dtick=0.5, tickformat=".1f")
     says = f"Most harm found that keeps its utility, against operations spent, over {len(spent)} trials: {most[-1]:.2f} at last."
-    table = tables.table(["flops_spent", "harm_of_best_so_far"], search.explored.curve)
+    table = tables.table("search", ["flops_spent", "harm_of_best_so_far"], search.explored.curve)
     return Panel(figure, "Best so far, on the search's own prompts", says, False, "search", table)

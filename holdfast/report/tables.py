@@ -22,13 +22,15 @@ _SPENT = ("examples", "tokens", "flops")
 class Table(NamedTuple):
     """Named columns and their rows."""
 
+    name: str
+    """Of its files."""
     columns: tuple[str, ...]
     rows: list[tuple[Value, ...]]
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> Table:
+def table(name: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> Table:
     """A table whose texts are fit for any reader: no control characters, and none that a spreadsheet would calculate."""
-    return Table(tuple(columns), [tuple(_told(one) for one in row) for row in rows])
+    return Table(name, tuple(columns), [tuple(_told(one) for one in row) for row in rows])
 
 
 def of_attack(index: Index, attack: AttackFacts) -> Table:
@@ -50,7 +52,7 @@ def of_attack(index: Index, attack: AttackFacts) -> Table:
             costs = spent.get(point.position, [])
             told += [fmean(getattr(cost, name) for cost in costs) if costs else None for name in _SPENT]
             rows.append([*told, point.seconds, *((point.plane or (0.0, 0.0)) if plane else ())])
-    return table([*columns, *_SPENT, "seconds", *(("x", "y") if plane else ())], rows)
+    return table(attack.name, [*columns, *_SPENT, "seconds", *(("x", "y") if plane else ())], rows)
 
 
 def file_name(name: str) -> str:
