@@ -171,8 +171,7 @@ def load(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
 
 
 def resolved(content: dict[str, Any], path: Path, changes: tuple[str, ...] = ()) -> Recipe:
-    """A recipe's content with the changes applied and everything spelled out; `path` names it, and its folder is where names
-    are looked up. Raises as `load`."""
+    """A recipe's content, changed and spelled out; `path` names it, and names are looked up beside it. Raises as `load`."""
     for one in changes:
         if one.startswith("corpus="):
             change(content, one)

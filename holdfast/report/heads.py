@@ -50,7 +50,8 @@ def answer_for(index: Index) -> list[SubjectFacts]:
 
 
 def survivals(index: Index, behind: Mapping[str, Table]) -> list[Panel]:
-    """Seeds not yet broken, with the tables behind each attack's figures: of the subjects that answer for the run beside their twins, under the attacks that tell most."""
+    """Seeds not yet broken, of the subjects that answer for the run beside their twins, under the attacks that tell most;
+    `behind` are the attacks' tables."""
     shown = {facts.name for facts in index.subjects if not facts.control}
     made = []
     for attack in telling(index):
