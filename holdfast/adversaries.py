@@ -253,4 +253,5 @@ def _paid(found: Standing) -> str:
     if cost is None or not cost.steps:
         return ", without training"
     price = "under $0.01" if dollars(cost) < 0.01 else f"${dollars(cost):,.2f}"
-    return f" ({cost.examples:,} rows, {price} of a rented GPU for a model of this size)"
+    rows = f"{cost.examples:,} rows, " if cost.examples else ""
+    return f" ({rows}{price} of a rented GPU for a model of this size)"

@@ -1,4 +1,4 @@
-"""What the page adds to a verdict: who breaks what at first sight, the map of cuts, figures to take along, several runs beside each other."""
+"""What the page adds to verdicts: who breaks what at first sight, the map of cuts, figures as files, runs beside each other."""
 
 import base64
 import csv
@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import webbrowser
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -62,8 +63,8 @@ class TestFirstScreen:
         assert (
             "A student (100 rows, 50 times over, and an hour of one rented GPU) breaks lox with “tune” after 20" in told
         )
-        assert "after 20 steps [5, 20] (0 rows, under $0.01 of a rented GPU for a model of this size)" in told
-        assert re.search(r"undefended breaks after 5 steps \[0, 5\], so lox held 4x \[[\d.]+, [\d.∞]+\] as long", told)
+        assert "after 20 steps [5, 20] (under $0.01 of a rented GPU for a model of this size)" in told
+        assert "undefended breaks after 5 steps [0, 5], so lox held at least 1x as long" in told
         assert "Whoever makes it smaller or shorter for a device (no ill will and no data) did not break lox" in told
         assert "Nothing that would be the doing of: somebody who runs it at home; a hobbyist" in told
 
@@ -91,14 +92,20 @@ class TestMap:
         assert [row.turn for row in strip.rows] == [0, 1]
         assert [(point.harm.value, point.utility.value) for point in strip.rows[1].points[:2]] == [(0.2, 1), (0.3, 1)]
         harm, utility = block.panel.figure.data
-        assert harm.z[1] == (0.2, 0.3, None) and utility.z[1] == (1, 1, 1)  # gibberish is neither safe nor harmful
+        assert list(harm.z[1]) == [0.2, 0.3, None] and list(utility.z[1]) == [
+            1,
+            1,
+            1,
+        ]  # gibberish is neither safe nor harmful
         assert harm.text[1][2] == "0.75: incoherent"
         assert block.panel.table.columns[:5] == ("family", "attack", "axis", "severity", "subject")
         assert len(block.panel.table.rows) == 6
 
     def test_it_reads_as_a_table(self, text: str) -> None:
-        told = " ".join(Document(text.partition('<section id="map"')[2].partition("</section>")[0]).text.split())
-        assert "prune fraction 0.25 0.5 0.75 undefended harm 0.20, utility 1.00" in told
+        told = " ".join(
+            Document("<p " + text.partition('<section id="map"')[2].partition("</section>")[0]).text.split()
+        )
+        assert "prune fraction0.250.50.75 undefended harm 0.20, utility 1.00 harm 0.30, utility 1.00" in told
         assert told.count("~ incoherent, utility 1.00") == 2
 
 
@@ -106,7 +113,7 @@ def test_headings_regions_and_buttons_are_named(text: str) -> None:
     """Headings go down by one, what scrolls can be reached by keyboard, every figure and button says what it is."""
     document = Document(text)
     levels = [int(one.tag[1]) for one in document.elements if re.fullmatch("h[1-6]", one.tag)]
-    assert levels[0] == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
     scrolling = [one.attributes for one in document.elements if one.attributes.get("class") in ("scroll", "recipe")]
     assert all(one["tabindex"] == "0" and one["role"] == "region" and one["aria-label"] for one in scrolling)
     buttons = [one for one in document.all("button") if "data-save" in one]
@@ -261,35 +268,36 @@ class TestFiles:
     def test_a_spreadsheet_calculates_nothing(self) -> None:
         made = tables.table("t", ["a", "b"], [["=1+1", -0.5], ["@x\u202e", None]])
         assert tables.as_csv(made) == "a,b\n'=1+1,-0.5\n'@x�,\n"
-        assert tables.file_name("../a b/ü") == "a-b-"
+        assert tables.file_name("../a b/ü") == "a-b"
+
+
+WON = {"subject": "lox", "harm": 0.9, "utility": 1.0, "at": 20, "trials": 2, "flops": 2e9}
+SAID = {
+    "attack": "finetune",
+    "subject": "lox",
+    "seed": 0,
+    "cost": {"spent": 2e9},
+    "trials": {"done": 2, "failed": 0},
+    "winners": [{"attack": "tune", "settings": {"learning_rate": 0.25}, "found": WON, "selection_bias": 0.1}],
+    "explored": {
+        "settled": False,
+        "curve": [[1e9, 0.4], [2e9, 0.9]],
+        "coverage": {"learning_rate": 0.2},
+        "says": ["The last third of the cost raised the harm found from 0.40 to 0.90: more would find more."],
+    },
+}
 
 
 class TestSearch:
-    WON = {"subject": "lox", "harm": 0.9, "utility": 1.0, "at": 20, "trials": 2, "flops": 2e9}
-    SAID = {
-        "attack": "finetune",
-        "subject": "lox",
-        "seed": 0,
-        "cost": {"spent": 2e9},
-        "trials": {"done": 2, "failed": 0},
-        "winners": [{"attack": "tune", "settings": {"learning_rate": 0.25}, "found": WON, "selection_bias": 0.1}],
-        "explored": {
-            "settled": False,
-            "curve": [[1e9, 0.4], [2e9, 0.9]],
-            "coverage": {"learning_rate": 0.2},
-            "says": ["The last third of the cost raised the harm found from 0.40 to 0.90: more would find more."],
-        },
-    }
-
     def test_the_worst_for_each_subject_and_how_the_search_went(self, dossier: Dossier) -> None:
-        found = sought(Index(dossier), self.SAID)
+        found = sought(Index(dossier), SAID)
         (worst,) = found.worst
         assert (worst.attack.name, worst.who, found.unbroken) == ("tune", ["student"], [])
         assert found.panel.table.rows == [(1e9, 0.4), (2e9, 0.9)]
         bare = dossier.model_copy(update={"curves": ()})
-        told = " ".join(Document(page.render(bare, None, Sources(search=self.SAID))).text.split())
+        told = " ".join(Document(page.render(bare, None, Sources(search=SAID))).text.split())
         assert "2 trials of finetune on lox: 2 done; 2 GFLOPs spent, seed 0. It did not settle" in told
-        assert "raised the harm found from 0.40 to 0.90" in told and "learning_rate 20 %" in told
+        assert "raised the harm found from 0.40 to 0.90" in told and "learning_rate20 %" in told
 
     def test_another_file_is_refused(self, dossier: Dossier) -> None:
         with pytest.raises(Problem, match=r"search\.json, attack: not what a search wrote"):
