@@ -7,6 +7,7 @@ page is written as `holdfast report` writes it, then opened in headless Chromium
 - `dom_seconds`, `load_seconds`: from navigation to DOMContentLoaded and to load, which wait for plotly's own script.
 - `first_figure_seconds`: until the first figure is drawn; the others follow one at a time, those unfolded only.
 - `all_figures_seconds`: until all that are unfolded are drawn.
+- `browser_cpu_seconds`: what all of the browser's processes worked until then, its own start among it.
 - `heap_bytes`: the script heap then.
 
 Seconds are the browser's own, on whatever else the machine does: `load` is its load average meanwhile.
@@ -30,6 +31,7 @@ from statistics import median
 from typing import ClassVar
 
 import numpy as np
+import psutil
 
 from holdfast import method, tier, verdict
 from holdfast.dossier import Dossier
@@ -137,7 +139,7 @@ class Told(BaseHTTPRequestHandler):
 
 
 def opened(path: Path, server: HTTPServer) -> list[float]:
-    """Milliseconds to DOMContentLoaded, load, the first figure and the last, and the script heap in bytes."""
+    """Milliseconds to DOMContentLoaded, load, the first figure and the last, the script heap in bytes, and CPU seconds."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-precise-memory-info")
         command = [
@@ -151,12 +153,14 @@ def opened(path: Path, server: HTTPServer) -> list[float]:
         try:
             count = len(Told.heard)
             server.handle_request()
+            family = [psutil.Process(browser.pid), *psutil.Process(browser.pid).children(recursive=True)]
+            worked = sum(sum(one.cpu_times()[:2]) for one in family)
         finally:
             browser.terminate()
             browser.wait(30)
     if len(Told.heard) == count:
         raise SystemExit(f"the page was not drawn within {SECONDS} seconds")
-    return Told.heard[-1]
+    return [*Told.heard[-1], worked]
 
 
 def main() -> None:
@@ -189,6 +193,7 @@ def main() -> None:
             "first_figure_seconds": round(first, 3),
             "all_figures_seconds": round(last, 3),
             "worst_first_figure_seconds": round(max(look[2] for look in looks) / 1000, 3),
+            "browser_cpu_seconds": round(median(look[5] for look in looks), 2),
             "heap_bytes": int(median(look[4] for look in looks)),
             "times": options.times,
             "browser": subprocess.run([str(CHROMIUM), "--version"], capture_output=True, text=True).stdout.strip(),

@@ -25,6 +25,7 @@ from holdfast.report.drawings import Drawings, drawings
 from holdfast.report.figures import Panel
 from holdfast.report.looks import Look, looks, palette
 from holdfast.report.sources import Sources
+from holdfast.report.tables import Table
 from holdfast.report.tables import file_name as _file
 from holdfast.report.words import Index
 
@@ -92,12 +93,13 @@ def whole(template: str, panels: Sequence[Panel], shown: Mapping[str, Any]) -> s
     library, script = get_plotlyjs(), (_HERE / "page.js.jinja").read_text()
     numbers = {id(panel): number for number, panel in enumerate(panels)}
     tables = {id(panel.table): panel.table for panel in panels}
-    order, told = list(tables), {}
+    order, pools = list(tables), _Pools()
     data = {
-        "figures": [_compact(json.loads(one.figure.to_json()), told) for one in panels],
-        "told": list(told),
+        "figures": [pools.compact(json.loads(one.figure.to_json())) for one in panels],
+        "told": list(pools.told),
+        "places": list(pools.places),
         "names": [_file(one.name) for one in panels],
-        "tables": [{"columns": one.columns, "rows": _compact(one.rows, {})} for one in tables.values()],
+        "tables": [_columns(one) for one in tables.values()],
         "behind": [order.index(id(one.table)) for one in panels],
         "dark": palette(),
     }
@@ -144,19 +146,40 @@ def _environment() -> jinja2.Environment:
     return made
 
 
-def _compact(value: Any, told: dict[str, int]) -> Any:
-    """Numbers as precise as anybody can see, and in the place of what is said of a point its place in `told`: figures of one
-    attack say the same."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, (list, tuple)):
-        return [_compact(one, told) for one in value]
-    if isinstance(value, dict):
-        return {
-            key: [told.setdefault(text, len(told)) for text in one] if key == "hovertext" else _compact(one, told)
-            for key, one in value.items()
-        }
-    return value
+class _Pools:
+    """What many figures of one attack say alike, once: the words at their points, and where these stand."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, int] = {}
+        self.places: dict[tuple[Any, ...], int] = {}
+
+    def compact(self, value: Any) -> Any:
+        """Numbers as precise as anybody can see; `hovertext` as places in `told`, `x` as a place in `places`."""
+        if isinstance(value, float):
+            return float(f"{value:.4g}")
+        if isinstance(value, list):
+            return [self.compact(one) for one in value]
+        if isinstance(value, dict):
+            return {key: self._named(key, one) for key, one in value.items()}
+        return value
+
+    def _named(self, key: str, value: Any) -> Any:
+        if not isinstance(value, list) or key not in ("hovertext", "x"):
+            return self.compact(value)
+        if key == "hovertext":
+            return [self.told.setdefault(text, len(self.told)) for text in value]
+        return self.places.setdefault(tuple(self.compact(value)), len(self.places))
+
+
+def _columns(table: Table) -> dict[str, Any]:
+    """A table column by column; where all rows say the same, once."""
+    columns = [[_short(row[place]) for row in table.rows] for place in range(len(table.columns))]
+    same = [column[0] if column and all(one == column[0] for one in column) else column for column in columns]
+    return {"columns": table.columns, "values": same, "rows": len(table.rows)}
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _embedded(data: object) -> Markup:
@@ -223,7 +246,14 @@ def _subject(index: Index, facts: SubjectFacts, look: Look) -> dict[str, Any]:
         "role": words.role(facts),
         "before": index.before(facts),
         "hardening": words.spent(index.hardening(facts)),
+        "learned": _least_taught(index, facts),
     }
+
+
+def _least_taught(index: Index, facts: SubjectFacts) -> Verdict | None:
+    """Under which attack the subject learns a harmless lesson least beside its twin; None where none was taught."""
+    taught = [one for one in index.dossier.verdicts if one.subject == facts.name and one.learned_difference]
+    return min(taught, key=lambda one: one.learned_difference.value if one.learned_difference else 0.0, default=None)
 
 
 def _tally(dossier: Dossier) -> dict[str, Any]:
