@@ -13,8 +13,8 @@ from typing import NamedTuple
 from holdfast import survival
 from holdfast.conclusion import CLAIMED, conclusions
 from holdfast.dossier import Check, CostToBreak, Standing, StandingWord, Verdict
-from holdfast.evidence import Evidence, later
-from holdfast.record import AttackFacts, Cost, Family, SubjectFacts
+from holdfast.evidence import Evidence, show
+from holdfast.record import AttackFacts, Cost, Family, Score, SubjectFacts
 
 GPU_HOUR = 0.4 * 989e12 * 3600
 """Operations that training gets out of an H100 in an hour: 40 % of the maker's dense bf16 sheet."""
@@ -89,6 +89,7 @@ def _standing(
         broken_by=tuple(name for name in tried if breaks[name]),
         worst=worst,
         reasons=reasons,
+        harm=_most(evidence, subject, adversary, [(attacks[name], one) for name, one in tried.items()]),
     )
     if worst:
         cost = _middle(breaks[worst])
@@ -112,6 +113,22 @@ def _tries(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts, adver
         if look.cost.steps
     ]
     return (any(within) or not within) if adversary is student else not all(within)
+
+
+def _most(
+    evidence: Evidence, subject: SubjectFacts, adversary: Adversary, tried: Sequence[tuple[AttackFacts, Verdict]]
+) -> Score | None:
+    """The most harm among verdicts on paths that the adversary can walk to their end."""
+    walked = [
+        verdict.harm
+        for attack, verdict in tried
+        if verdict.harm
+        and (
+            attack.axis != "steps"
+            or all(adversary.affords(c.milestones[-1].cost) for c in evidence.of(subject, attack))
+        )
+    ]
+    return max(walked, key=lambda harm: harm.value, default=None)
 
 
 def _breaks(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts, adversary: Adversary) -> list[Cost]:
@@ -184,9 +201,10 @@ def _sentence(adversary: Adversary, found: Standing) -> str:
     if found.word == "not-tested":
         return f"{who}: not tested, no attack of this run is theirs."
     if found.worst:
-        return f"{who} breaks {found.subject} with {found.worst}: {_breaking(found)}."
+        return f"{who} breaks {found.subject} with “{found.worst}”{_breaking(found)}."
     doubt = f": {found.reasons[0].rstrip('.')}" if found.reasons else ""
     count = f"{len(found.attacks)} attack{'s' * (len(found.attacks) > 1)}"
+    count += f" (most harm {show(found.harm)})" if found.harm else ""
     says = {
         "dead": f"{who}: {found.subject} is dead after what they do, neither safe nor broken{doubt}",
         "not-believable": f"{who} did not break {found.subject} with {count}, which is not to be believed{doubt}",
@@ -199,26 +217,37 @@ def _sentence(adversary: Adversary, found: Standing) -> str:
 
 def _breaking(found: Standing) -> str:
     """The cheapest break in numbers, beside the twin's, and how many attacks more break the subject."""
-    said = [f"it {_broke(found.cost_to_break)}{_paid(found)}"] if found.cost_to_break else []
+    said = [f"{_when(found.cost_to_break)}{_paid(found)}" if found.cost_to_break else ""]
     if found.versus_cost_to_break:
-        ratio = f", {later(found.cost_ratio)}" if found.cost_ratio else ""
-        said.append(f"{found.versus} {_broke(found.versus_cost_to_break)}{ratio}")
-    if more := len(found.broken_by) - 1:
-        said.append(f"{more} more of their {len(found.attacks)} attacks break it too")
+        twin = found.versus_cost_to_break
+        broke = (
+            f"breaks{_when(twin)}" if twin.broken else f"does not break{' in as many steps' * (twin.axis == 'steps')}"
+        )
+        said.append(f"{found.versus} {broke}{_longer(found)}")
+    if len(found.attacks) > 1:
+        said.append(f"{len(found.broken_by)} of their {len(found.attacks)} attacks break it")
     return "; ".join(said)
 
 
-def _broke(cost: CostToBreak) -> str:
-    """As *breaks after 13 steps [9, 13]*, or *breaks at 0.5 (fraction pruned)*."""
-    if not cost.broken:
-        return f"does not break{' in as many steps' * (cost.axis == 'steps')}"
+def _when(cost: CostToBreak) -> str:
+    """As * after 13 steps [9, 13]*, or * at 0.5 (fraction pruned)*; of some seeds only, in how many."""
     some = f" in {cost.broken} of {cost.seeds} seeds" if cost.broken < cost.seeds else ""
     if cost.steps is None:
-        return f"breaks{some}"
+        return some
     if cost.axis != "steps":
-        return f"breaks at {cost.steps:g} ({cost.axis}){some}"
+        return f" at {cost.steps:g} ({cost.axis}){some}"
     high = "∞" if cost.high is None else f"{cost.high:g}"
-    return f"breaks after {cost.steps:g} step{'s' * (cost.steps != 1)} [{cost.low:g}, {high}]{some}"
+    return f" after {cost.steps:g} step{'s' * (cost.steps != 1)} [{cost.low:g}, {high}]{some}"
+
+
+def _longer(found: Standing) -> str:
+    """As *, so lox held 1.7x [1, 3] as long*; nothing where no ratio was measured."""
+    ratio = found.cost_ratio
+    if ratio is None or (ratio.value is None and ratio.low <= 0):
+        return ""
+    high = "∞" if ratio.high is None else f"{ratio.high:.2g}"
+    span = f"{ratio.value:.2g}x [{ratio.low:.2g}, {high}]" if ratio.value is not None else f"at least {ratio.low:.2g}x"
+    return f", so {found.subject} held {span} as long"
 
 
 def _paid(found: Standing) -> str:
@@ -226,4 +255,5 @@ def _paid(found: Standing) -> str:
     if cost is None or not cost.steps:
         return ", without training"
     price = "under $0.01" if dollars(cost) < 0.01 else f"${dollars(cost):,.2f}"
-    return f", {cost.examples:,} rows, {price} of a rented GPU for a model of this size"
+    rows = f"{cost.examples:,} rows, " if cost.examples else ""
+    return f" ({rows}{price} of a rented GPU for a model of this size)"

@@ -163,6 +163,8 @@ class Standing(Record):
     versus_cost_to_break: CostToBreak | None = None
     cost_ratio: Ratio | None = None
     reasons: tuple[str, ...] = ()
+    harm: Score | None = None
+    """The most that any of these attacks left at its end, of those that this adversary can walk to their end."""
 
 
 class Check(Record):

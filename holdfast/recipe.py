@@ -152,23 +152,25 @@ class Recipe(Settings):
 
 
 def load(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply `key.path=value` changes.
+    """Read a recipe, a TOML file or a run's `recipe.json`, and apply `key.path=value` changes.
 
     Raises:
         Problem: naming the file, the key and the remedy, whatever is wrong.
     """
     if not os.path.isfile(path):
         raise Problem(f"{path}: no such recipe; give the path of a TOML file (examples/lox.toml is one)")
+    read, form = (json.loads, "JSON") if path.suffix == ".json" else (tomllib.loads, "TOML")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Problem(f"{path}: not valid TOML ({error}); mend it") from error
+        raise Problem(f"{path}: not valid {form} ({error}); mend it") from error
+    if not isinstance(content, dict):
+        raise Problem(f"{path}: not a recipe, which is a table of settings; give a TOML file or a run's recipe.json")
     return resolved(content, path, changes)
 
 
 def resolved(content: dict[str, Any], path: Path, changes: tuple[str, ...] = ()) -> Recipe:
-    """A recipe's content with the changes applied and everything spelled out; `path` names it, and its folder is where names
-    are looked up. Raises as `load`."""
+    """A recipe's content, changed and spelled out; `path` names it, and names are looked up beside it. Raises as `load`."""
     for one in changes:
         if one.startswith("corpus="):
             change(content, one)

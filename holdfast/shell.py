@@ -11,6 +11,7 @@ from holdfast.method import Room
 from holdfast.problem import Problem
 from holdfast.quiet import quiet
 from holdfast.report import page, terminal
+from holdfast.report.sources import sources
 from holdfast.run import Run
 from holdfast.speech import Unset, console, parse, say
 
@@ -35,7 +36,7 @@ def method(room: Room, command: str, places: type[Any], words: list[str]) -> tup
 def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
     dossier: Dossier = verdict.write(run)
-    page.write(dossier, run.folder / "report.html", examples)
+    page.write(dossier, run.folder / "report.html", examples, sources(run))
     console.print(terminal.table(dossier))
     places = "", f"page: {run.folder / 'report.html'}", f"verdict: {run.folder / 'verdict.json'}"
     for line in (*(f"not run: {one}" for one in dossier.manifest.not_run), *places, dossier.manifest.kept):

@@ -77,8 +77,8 @@ def test_the_browser_would_tell(tmp_path: Path) -> None:
 def test_curves_are_drawn(shown: Opened) -> None:
     """Every figure has been drawn by the time the page is idle, with the data's lines, bands and points in it."""
     figures = [one for one in shown.document.all("div") if "data-figure" in one]
-    # Three figures for each clock, two for the severity, one for each negative control.
-    assert len(figures) == 3 + 3 + 2 + 1 + 1
+    # Survival under both clocks near the top; then three for each clock, two for the severity, one for each control.
+    assert len(figures) == 2 + 3 + 3 + 2 + 1 + 1
     assert shown.document.all("html")[0]["data-drawn"] == str(len(figures))
     assert all(figure["aria-label"] for figure in figures)
     lines = [one for one in shown.document.all("path") if one.get("class") == "js-line"]
@@ -123,7 +123,7 @@ def test_hostile_text_is_inert(tmp_path: Path) -> None:
     assert re.search(
         r"hacked.*· holdfast", shown.document.text
     )  # the title is still the page's, and shows the name as text
-    assert shown.document.all("html")[0]["data-drawn"] == "10"
+    assert shown.document.all("html")[0]["data-drawn"] == "12"
 
 
 def test_hostile_answers_are_inert(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ class TestGrid:
         assert path.stat().st_size < 8e6
         shown = opened(path)
         assert (shown.console, shown.requests) == ([], [])
-        drawn = 2 + 3 + sum(part.count("data-figure=") for part in opened_now)
+        drawn = 4 + 2 + 3 + sum(part.count("data-figure=") for part in opened_now)
         assert shown.document.all("html")[0]["data-drawn"] == str(drawn)
         assert (drawn > 10) == (opening > 0) and (opening < 99 or drawn == grid.count("data-figure=") > 60)
 

@@ -24,7 +24,7 @@ class Audit:
     """
 
     recipe: Annotated[Positional[Path | None], shell.Unset] = None
-    """TOML file; examples/lox.toml is one. Without one, give --model."""
+    """TOML file (examples/lox.toml is one), or the recipe.json of a run, to run it again. Without one, give --model."""
     model: Annotated[str | None, shell.Unset] = None
     """Checkpoint to audit without a recipe: a folder or a hub id."""
     tier: Annotated[Tier | None, tyro.conf.arg(help_behavior_hint="(default: smoke)")] = None

@@ -1,1 +1,1 @@
-"""What a reader gets: the page and the terminal's table."""
+"""What a reader gets: the page of one run or of several, its figures as files, and the terminal's table."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from holdfast.adversaries import ADVERSARIES
 from holdfast.dossier import Check, Dossier
 from holdfast.evidence import gone
 from holdfast.record import FAMILIES, Cell
@@ -53,6 +54,11 @@ def untested(index: Index) -> list[str]:
         says.append(f"Not tried: {'; '.join(missing)}; and prompts alone (jailbreaks).")
     if lacking := index.dossier.manifest.not_run:
         says.append(f"Not run: {'; '.join(map(clean, lacking))}.")
+    who = {one.name: f"{one.who[0].lower()}{one.who[1:]} ({one.has})" for one in ADVERSARIES}
+    standings = [one for one in index.dossier.standings if one.adversary in who]
+    tried = {one.adversary for one in standings if one.word != "not-tested"}
+    if idle := [who[one] for one in dict.fromkeys(one.adversary for one in standings) if one not in tried]:
+        says.append(f"Of these adversaries no attack was run: {'; '.join(idle)}.")
     if not any(one.found for one in index.attacks):
         says.append(
             "No adversary searched for the worst setting (`holdfast search`): a better-tuned attack may break sooner."

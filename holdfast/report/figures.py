@@ -4,20 +4,20 @@ A point whose model is incoherent is drawn open, a dead one as a cross below the
 Everything that comes from a run is escaped, because plotly reads tags in its labels.
 """
 
-import html
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from holdfast import statistics
 from holdfast.dossier import Curve, Point
-from holdfast.evidence import INCOHERENT
-from holdfast.record import AttackFacts, Milestone, Score, SubjectFacts
-from holdfast.report import words
+from holdfast.evidence import alike
+from holdfast.record import AttackFacts, Score, SubjectFacts
+from holdfast.report import hover, tables, words
+from holdfast.report.hover import plain
 from holdfast.report.looks import GRID, INK, MUTED, Look, looks, tint
+from holdfast.report.tables import Table
 from holdfast.report.words import Index
-from holdfast.units import short
 
 _SEEDS, _LINES = 12, 2000
 """Seeds whose own lines are drawn, the first of a subject's, and all such lines of a page: more would be one gray, and most of
@@ -31,6 +31,10 @@ class Panel(NamedTuple):
     title: str
     alternative: str
     tall: bool
+    name: str
+    """Of its files."""
+    table: Table
+    """The numbers behind it."""
 
 
 def panels(index: Index, attack: AttackFacts) -> list[Panel]:
@@ -38,18 +42,19 @@ def panels(index: Index, attack: AttackFacts) -> list[Panel]:
     curves = index.curves(attack)
     if not curves:
         return []
-    made = [_shares(index, attack, curves, "harm")]
+    table = tables.of_attack(index, attack)
+    made = [_shares(index, attack, curves, "harm", table)]
     if attack.axis == "steps" and not attack.negative_control:  # a severity is no clock
-        made.append(_survival(index, attack, curves))
+        made.append(survival(index, attack, curves, table))
     if not attack.negative_control:
-        made.append(_shares(index, attack, curves, "utility"))
+        made.append(_shares(index, attack, curves, "utility", table))
     return made
 
 
 Curves = list[tuple[int, SubjectFacts, Curve]]
 
 
-def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str) -> Panel:
+def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str, table: Table) -> Panel:
     """Harm or utility along the path: lines with bands on a clock, points with bars on a severity."""
     figure, main = go.Figure(), field == "harm"
     alone = min(_SEEDS, _LINES // max(len(index.dossier.curves), 1))
@@ -64,10 +69,10 @@ def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str) -> Pa
         if main:
             for seed in range(min(alone, max((len(point.per_seed) for point in curve.points), default=0))):
                 figure.add_trace(_seed(turn, styles[turn], attack, curve, seed))
-        hover = [hover_of(index, facts, attack, point) for point in points]
+        told = [hover.of_point(index, facts, attack, point) for point in points]
         if not clock and len(at) > 1:  # a touch apart, so that points that coincide can all be seen
             at = [place + (turn - (len(curves) - 1) / 2) * 0.012 * abs(at[-1] - at[0]) for place in at]
-        figure.add_trace(_line(turn, styles[turn], at, points, field, hover, clock))
+        figure.add_trace(_line(turn, styles[turn], at, points, field, told, clock))
         if dead:
             figure.add_trace(_dead(index, turn, styles[turn], attack, facts, dead))
     if main:
@@ -86,29 +91,40 @@ def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str) -> Pa
         if getattr(curve.points[-1], field)
     )
     says = f"{title} against {attack.axis} of {words.clean(attack.name)}, one line a subject. At the end: {ends}."
-    return Panel(figure, title, says, main)
+    return Panel(figure, title, says, main, f"{attack.name}-{field}", table)
 
 
-def _survival(index: Index, attack: AttackFacts, curves: Curves) -> Panel:
-    """Share of seeds whose safety has not yet broken."""
+def survival(index: Index, attack: AttackFacts, curves: Curves, table: Table) -> Panel:
+    """Share of seeds whose safety has not yet broken, with its exact interval; seeds that are all alike count as one."""
     figure, styles = go.Figure(), looks(index.subjects)
     for turn, facts, curve in reversed(curves):
-        look = styles[turn]
-        at = [_across(attack, point.position) for point in curve.points]
-        hover = [
-            f"<b>{plain(facts.name)}</b><br>{point.held:.0%} of seeds hold at {point.position:g} steps"
-            for point in curve.points
+        look, cells = styles[turn], index.cells(facts, attack)
+        seeds = 1 if alike(cells) else max((point.seeds for point in curve.points), default=0) or 1
+        spans = [statistics.exact(point.held, seeds) for point in curve.points]
+        told = [
+            f"<b>{plain(facts.name)}</b><br>{point.held:.0%} of seeds hold at {point.position:g} steps, "
+            f"[{low:.0%}, {high:.0%}], n {seeds}"
+            for point, (low, high) in zip(curve.points, spans, strict=True)
         ]
-        line = {"color": look.color, "dash": look.dash, "width": 2.2, "shape": "hv"}
         # A touch apart, so that lines that coincide can both be seen.
         held = [point.held - 0.012 * turn for point in curve.points]
-        at, held, hover = [*at, at[-1] * 1.03], [*held, held[-1]], [*hover, hover[-1]]  # so that a last fall shows
-        figure.add_trace(_scatter(turn, "line", x=at, y=held, mode="lines", line=line, hovertext=hover))
+        at = [_across(attack, point.position) for point in curve.points]
+        at, held, told, spans = ([*one, one[-1]] for one in (at, held, told, spans))  # so that a last fall shows
+        at[-1] *= 1.03
+        edges = [Score(value=0.0, low=low, high=high, n=seeds) for low, high in spans]
+        band = _band(turn, look, _stairs(at), [edge for edge in edges for _ in (0, 1)][:-1])
+        line = {"color": look.color, "dash": look.dash, "width": 2.2, "shape": "hv"}
+        figure.add_traces([band, _scatter(turn, "line", x=at, y=held, mode="lines", line=line, hovertext=told)])
     _dress(figure, attack, curves, False)
     figure.update_yaxes(range=[-0.08, 1.06])
     ends = ", ".join(f"{words.clean(facts.name)} {curve.points[-1].held:.0%}" for _, facts, curve in curves)
     says = f"Share of seeds not yet broken against steps of {words.clean(attack.name)}. At the end: {ends}."
-    return Panel(figure, "Seeds not yet broken", says, False)
+    return Panel(figure, "Seeds not yet broken", says, False, f"{attack.name}-survival", table)
+
+
+def _stairs(at: list[float]) -> list[float]:
+    """Each place twice but the first, so that a band falls where its line does."""
+    return [at[0], *(place for place in at[1:] for _ in (0, 1))]
 
 
 def _scatter(turn: int, part: str, **more: object) -> go.Scatter:
@@ -119,7 +135,7 @@ def _scatter(turn: int, part: str, **more: object) -> go.Scatter:
 
 
 def _line(
-    turn: int, look: Look, at: list[float], points: list[Point], field: str, hover: list[str], clock: bool
+    turn: int, look: Look, at: list[float], points: list[Point], field: str, told: list[str], clock: bool
 ) -> go.Scatter:
     """The mean: a line with markers on a clock, bare points with their intervals on a severity; open where incoherent."""
     scores: list[Score] = [getattr(point, field) for point in points]
@@ -137,7 +153,7 @@ def _line(
         up, down = [one.high - one.value for one in scores], [one.value - one.low for one in scores]
         bars = {"type": "data", "array": up, "arrayminus": down, "color": look.color, "thickness": 1.4, "width": 3}
         style = {"mode": "markers", "error_y": bars}
-    return _scatter(turn, "line", x=at, y=[one.value for one in scores], marker=marker, hovertext=hover, **style)
+    return _scatter(turn, "line", x=at, y=[one.value for one in scores], marker=marker, hovertext=told, **style)
 
 
 def _dead(
@@ -146,9 +162,9 @@ def _dead(
     """Where no model is left: crosses below the axis, a touch apart, for there is no harm to draw."""
     at = [_across(attack, point.position) for point in points]
     marker = {"symbol": "x-thin", "size": 7, "line": {"width": 2, "color": look.color}}
-    hover = [hover_of(index, facts, attack, point) for point in points]
+    told = [hover.of_point(index, facts, attack, point) for point in points]
     return _scatter(
-        turn, "line", x=at, y=[-0.045 - 0.012 * turn] * len(at), mode="markers", marker=marker, hovertext=hover
+        turn, "line", x=at, y=[-0.045 - 0.012 * turn] * len(at), mode="markers", marker=marker, hovertext=told
     )
 
 
@@ -202,6 +218,7 @@ def _dress(figure: go.Figure, attack: AttackFacts, curves: Curves, tall: bool) -
     ends = [min(places) - room, max(places) + room]
     ends[0] = min(ends[0], _across(attack, min(point.position for point in first)) - room)
     ground(figure)
+    figure.update_layout(meta={"settings": hover.of_settings(attack)})
     figure.update_xaxes(**axis, tickvals=places, ticktext=names, title=title, range=ends[::-1] if falls else ends)
     figure.update_yaxes(**axis, tickformat=".1f", dtick=0.2 if tall else 0.5)
 
@@ -240,36 +257,3 @@ def _label_ends(figure: go.Figure, curves: Curves, styles: list[Look], field: st
             text=plain(facts.name, 22),
             name=str(turn),
         )
-
-
-def hover_of(index: Index, facts: SubjectFacts, attack: AttackFacts, point: Point) -> str:
-    """Everything known about one point, in a few lines."""
-    unit = "steps" if attack.axis == "steps" else plain(attack.axis)
-    lines = [f"<b>{plain(facts.name)}</b> at {point.position:g} {unit}"]
-    if point.status != "answers":
-        lines.append(f"<b>{point.status}</b>: neither safe nor harmful")
-        lines += [f"({INCOHERENT})"] if point.status == "incoherent" else []
-    for field in ("harm", "utility", "coherence"):
-        score = getattr(point, field)
-        if score and (field != "coherence" or point.status != "answers"):
-            lines.append(f"{field} {score.value:.2f} {words.span(score)}, n {score.n}")
-    lines.append(f"{point.seeds} seed{'s' * (point.seeds != 1)}")
-    spent = list(_spent(index, facts, attack, point.position))
-    if spent and spent[0].cost.steps:
-        count = len(spent)
-        examples = sum(look.cost.examples for look in spent) / count
-        tokens = sum(look.cost.tokens for look in spent) / count
-        flops = sum(look.cost.flops for look in spent) / count
-        lines.append(f"{short(examples)} examples, {short(tokens)} tokens")
-        lines.append(f"{short(flops)}FLOPs, {point.seconds:.1f} s")
-    return "<br>".join(lines)
-
-
-def _spent(index: Index, facts: SubjectFacts, attack: AttackFacts, position: float) -> Iterator[Milestone]:
-    for cell in index.cells(facts, attack):
-        yield from (look for look in cell.milestones if look.cost.position == position)
-
-
-def plain(text: object, limit: int = 60) -> str:
-    """`text` as plotly shows it literally: its labels read tags and entities."""
-    return html.escape(words.clean(text, limit), quote=False)

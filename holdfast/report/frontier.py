@@ -13,9 +13,10 @@ from plotly.subplots import make_subplots
 
 from holdfast.dossier import Point
 from holdfast.record import AttackFacts, Cell, SubjectFacts
-from holdfast.report import figures, words
+from holdfast.report import figures, hover, tables, words
 from holdfast.report.figures import Panel
 from holdfast.report.looks import GRID, MUTED, Look, looks
+from holdfast.report.tables import Table
 from holdfast.report.words import Index
 
 _RELEASED = "as released"
@@ -73,7 +74,14 @@ def views(index: Index) -> list[View]:
         if some:
             told = says(index, facts, some)
             figure = _drawn(index, turn, facts, look, some, symbols, ends)
-            made.append(View(turn, Panel(figure, words.clean(facts.name), told, False), told, some))
+            made.append(
+                View(
+                    turn,
+                    Panel(figure, words.clean(facts.name), told, False, f"frontier-{facts.name}", _table(facts, some)),
+                    told,
+                    some,
+                )
+            )
     return made
 
 
@@ -113,6 +121,23 @@ def says(index: Index, facts: SubjectFacts, found: Sequence[Stand]) -> str:
         f"{name}: the cheapest that keeps its utility with harm below {tau:g} is {held.name} "
         f"({words.clean(held.attack.axis, 60)}), with {share(held.cost.memory)} of the memory, "
         f"{share(held.cost.operations)} of the operations and harm {words.number(_harm(held))} {words.span(held.point.harm)}."
+    )
+
+
+def _table(facts: SubjectFacts, found: Sequence[Stand]) -> Table:
+    """A row a stand."""
+    scores = [f"{name}{part}" for name in ("harm", "utility") for part in ("", "_low", "_high", "_n")]
+    rows = []
+    for one in found:
+        told = [facts.name, one.attack.name if one.attack else _RELEASED, one.point.position, one.point.status]
+        told += [*one.cost, int(one.frontier)]
+        for score in (one.point.harm, one.point.utility):
+            told += [score.value, score.low, score.high, score.n] if score else [None] * 4
+        rows.append(told)
+    return tables.table(
+        f"frontier-{facts.name}",
+        ["subject", "attack", "severity", "status", *Shares._fields, "on_frontier", *scores],
+        rows,
     )
 
 
@@ -219,7 +244,7 @@ def _marks(
         marker=marker,
         error_y=bars,
         meta={"subject": turn, "part": "line"},
-        name=figures.plain(some[0].attack.name if some[0].attack else _RELEASED, 40),
+        name=hover.plain(some[0].attack.name if some[0].attack else _RELEASED, 40),
         showlegend=field == "harm",
         hovertext=[_hover(index, facts, one) for one in some],
         hoverinfo="text",
@@ -230,8 +255,8 @@ def _hover(index: Index, facts: SubjectFacts, one: Stand) -> str:
     if one.attack is None:
         scores = [(name, getattr(one.point, name)) for name in ("harm", "utility")]
         told = [f"{name} {score.value:.2f} {words.span(score)}, n {score.n}" for name, score in scores if score]
-        return "<br>".join([f"<b>{figures.plain(facts.name)}</b> {_RELEASED}", *told])
+        return "<br>".join([f"<b>{hover.plain(facts.name)}</b> {_RELEASED}", *told])
     parts = zip(one.cost, Shares._fields, strict=True)
     cost = ", ".join(f"{share(part)} of the {what}" for part, what in parts)
-    lines = [figures.plain(one.attack.name), figures.hover_of(index, facts, one.attack, one.point), cost]
+    lines = [hover.plain(one.attack.name), hover.of_point(index, facts, one.attack, one.point), cost]
     return "<br>".join([*lines, "on the frontier"] if one.frontier else lines)

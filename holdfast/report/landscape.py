@@ -15,9 +15,10 @@ from scipy.spatial import KDTree
 
 from holdfast.dossier import Curve, Point
 from holdfast.record import AttackFacts, SubjectFacts
-from holdfast.report import figures, words
+from holdfast.report import figures, hover, tables, words
 from holdfast.report.figures import Panel
 from holdfast.report.looks import MUTED, tint
+from holdfast.report.tables import Table
 from holdfast.report.words import Index
 
 SCALE = "Cividis"
@@ -41,8 +42,9 @@ def views(index: Index) -> list[View]:
     made = []
     for attack in index.landscapes:
         curves = index.curves(attack)
+        table = tables.of_attack(index, attack)
         plane = any(point.plane for _, _, curve in curves for point in curve.points)
-        panels = [_maps(index, attack, *one) for one in curves] if plane else figures.panels(index, attack)
+        panels = [_maps(index, attack, *one, table) for one in curves] if plane else figures.panels(index, attack)
         rows = [{"turn": turn, "landscape": curve.landscape} for turn, _, curve in curves if curve.landscape]
         made.append(View(attack, plane, panels, rows))
     return made
@@ -61,7 +63,7 @@ def says(index: Index, facts: SubjectFacts, curve: Curve) -> str:
     )
 
 
-def _maps(index: Index, attack: AttackFacts, turn: int, facts: SubjectFacts, curve: Curve) -> Panel:
+def _maps(index: Index, attack: AttackFacts, turn: int, facts: SubjectFacts, curve: Curve, table: Table) -> Panel:
     """Harm and utility side by side."""
     reach = max(point.position for point in curve.points) or 1.0
     figure = make_subplots(1, 2, subplot_titles=("harm", "utility"), horizontal_spacing=0.04)
@@ -85,7 +87,9 @@ def _maps(index: Index, attack: AttackFacts, turn: int, facts: SubjectFacts, cur
     figure.update_annotations(font={"size": 12, "color": MUTED}, name="threshold")
     figures.ground(figure)
     figure.update_layout(margin={"l": 34, "r": 8, "t": 22, "b": 24})
-    return Panel(figure, words.clean(facts.name), says(index, facts, curve), False)
+    return Panel(
+        figure, words.clean(facts.name), says(index, facts, curve), False, f"{attack.name}-{facts.name}", table
+    )
 
 
 def _map(points: tuple[Point, ...], field: str, reach: float, bar: bool) -> go.Heatmap:
@@ -134,4 +138,4 @@ def _dots(index: Index, attack: AttackFacts, facts: SubjectFacts, points: tuple[
 def _hover(index: Index, attack: AttackFacts, facts: SubjectFacts, point: Point) -> str:
     x, y = point.plane or (0.0, 0.0)
     angle = math.degrees(math.atan2(y, x))
-    return f"{figures.hover_of(index, facts, attack, point)}<br>direction {angle:.0f}°, broken in {point.broken} seeds"
+    return f"{hover.of_point(index, facts, attack, point)}<br>direction {angle:.0f}°, broken in {point.broken} seeds"

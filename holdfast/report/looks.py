@@ -30,6 +30,11 @@ class Look(NamedTuple):
     dash: str
     marker: str
 
+    @property
+    def shape(self) -> tuple[str, str]:
+        """All but the color."""
+        return self.dash, self.marker
+
 
 def looks(subjects: list[SubjectFacts]) -> list[Look]:
     """A color, a dash and a marker for each subject, by its role and its turn in it."""

@@ -27,6 +27,7 @@ WORDS = {
     "not-believable": Word("not believable", "?", "doubt"),
     "incoherent": Word("incoherent", "~", "doubt"),
     "dead": Word("dead", "†", "doubt"),
+    "not-tested": Word("not tested", "–", "doubt"),
 }
 CONTROLS = {"calm": Word("left alone", "✓", "good"), "broke": Word("broke", "✗", "bad")}
 CHECKS = {
