@@ -16,7 +16,6 @@ import torch
 
 from holdfast import disk, packed, processes, spent
 from holdfast.activity import Board, Word
-from holdfast.checkpoint import locate
 from holdfast.corpus import Hand
 from holdfast.drive import Drive
 from holdfast.method import Journal, make
@@ -118,9 +117,7 @@ def subjects(recipe: Recipe, audit: Run, hand: Hand, most: int, board: Board) ->
 def folder_of(name: str, audit: Run) -> Path:
     """The checkpoint that a recipe calls so. Raises `Problem` if there is none of plain weights."""
     if not name.startswith(ORGANISM):
-        folder = locate(name)
-        packed.refuse(folder)
-        return folder
+        return packed.plain(name)
     parts = [path.parent.name for path in sorted((audit.folder / ORGANISM).glob("*/config.json"))]
     part = name.removeprefix(ORGANISM)
     if part not in parts:

@@ -25,8 +25,7 @@ def harden(
     """
     before = locate(base) if base else None
     hand = policy.prompts(corpus).hand("defender") if corpus else None
-    folder = locate(model)
-    packed.refuse(folder)
+    folder = packed.plain(model)
     disk.refuse_taken(out)
     with resumable(out) as aside, spent.counted(aside / f"spent-{shards.rank()}.json") as count:
         defense.harden(before, folder, out, hand, Journal(name, say, aside), drive)

@@ -39,13 +39,15 @@ def form(place: Path) -> str | None:
     return f"quantized ({settings.get('quant_method', 'by an unknown method')})" if isinstance(settings, dict) else None
 
 
-def refuse(place: Path) -> None:
-    """Raise `Problem` where the weights cannot be changed as they lie there."""
+def plain(name: str) -> Path:
+    """The checkpoint of that name, whose weights can be changed as they lie there. Raises `Problem` where they cannot."""
+    place = locate(name)
     if found := form(place):
         raise Problem(
             f"{place}: is {found}, and what changes weights needs plain ones; run: holdfast unpack {place} --out FOLDER, "
             "and give that folder"
         )
+    return place
 
 
 def adapted(folder: Path, drive: Drive, device: str | None = None) -> LM:

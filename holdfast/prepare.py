@@ -66,19 +66,13 @@ def look_over(recipe: Recipe) -> dict[Place, Seen]:
             _refuse_unreadable(recipe, name)
             seen[located(name)] = _asked(opened(name, drive=recipe.drive))
         elif name and not name.startswith(ORGANISM):
-            lm = LM.load(_plain(name), drive=recipe.drive, device="cpu", finite=name in whole)
+            lm = LM.load(packed.plain(name), drive=recipe.drive, device="cpu", finite=name in whole)
             if corpus:
                 seen[lm.folder] = _seen(lm, corpus)
     for name in dict.fromkeys(subject.base for subject in recipe.subjects):
         if name and not name.startswith(ORGANISM):
             Checkpoint(locate(name)).__exit__()
     return seen
-
-
-def _plain(name: str) -> Path:
-    folder = locate(name)
-    packed.refuse(folder)
-    return folder
 
 
 def _refuse_unreadable(recipe: Recipe, name: str) -> None:

@@ -5,7 +5,7 @@ The folder holds `audit/` (an ordinary run, or a relearning), `corpus-....jsonl`
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +21,7 @@ from holdfast.problem import Problem
 from holdfast.reproduction import Reproduction, Table
 from holdfast.run import Run
 
-Say = auditing.Say
+Say = Callable[[str], None]
 RESULT = "reproduction.json"
 
 
