@@ -61,6 +61,8 @@ class Tables:
         for place, name in enumerate(COLUMNS):
             if name in known:
                 scores[place] = _numbers(table.column(name), name)
+        if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=0, where=np.isfinite(scores)) > 1:
+            raise ValueError("it holds a score that is not from 0 to 1")
         return self._made(table.column("milestone").to_numpy(), table.column("id"), scores)
 
     def _made(self, milestones: Any, ids: Any, scores: np.ndarray) -> Table:
