@@ -31,7 +31,7 @@ class Table(NamedTuple):
     def scores(self, milestone: int, column: str) -> dict[str, float]:
         """By prompt; of one that stands there twice the last."""
         span = self.layout.spans.get((milestone, column))
-        return {} if span is None else dict(zip(span[0], self.values[span[1]].tolist(), strict=True))
+        return {} if span is None else dict(zip(span[0], self.values[span[1]].astype(float).tolist(), strict=True))
 
 
 class Tables:
