@@ -31,7 +31,7 @@ class Table(NamedTuple):
     def scores(self, milestone: int, column: str) -> dict[str, float]:
         """By prompt; of one that stands there twice the last."""
         span = self.layout.spans.get((milestone, column))
-        return {} if span is None else dict(zip(span[0], self.values[span[1]].tolist(), strict=True))
+        return {} if span is None else dict(zip(span[0], self.values[span[1]].astype(float).tolist(), strict=True))
 
 
 class Tables:
@@ -61,6 +61,8 @@ class Tables:
         for place, name in enumerate(COLUMNS):
             if name in known:
                 scores[place] = _numbers(table.column(name), name)
+        if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=0, where=np.isfinite(scores)) > 1:
+            raise ValueError("it holds a score that is not from 0 to 1")
         return self._made(table.column("milestone").to_numpy(), table.column("id"), scores)
 
     def _made(self, milestones: Any, ids: Any, scores: np.ndarray) -> Table:
