@@ -80,7 +80,7 @@ def inline(page: Path) -> list[str]:
 
 
 def words(command: str) -> list[str]:
-    return shlex.split(command, comments=True)
+    return shlex.split(re.sub(r"\s+#.*", "", command))  # an address may hold a # too
 
 
 def furnish(folder: Path, made: tiny.Made) -> None:
