@@ -1,11 +1,12 @@
 """The commands and files that README.md and docs/ show, and a folder in which they can be run.
 
 A page is one session: its blocks are taken in order, in one folder. A `console` block's lines that begin with `$ ` are commands;
-a block with a title is saved as that file; a `python` block without one is run. What a page takes for granted (`my-model`,
-`prompts.jsonl`) stands there as a tiny model, a small corpus or a hand-made run.
+a block with a title is saved as that file; a `python` block without one is run (`py` is for signatures, which are not). What a
+page takes for granted (`my-model`, `prompts.jsonl`) stands there as a tiny model, a small corpus or a hand-made run.
 """
 
 import argparse
+import json
 import re
 import runpy
 import shlex
@@ -92,6 +93,8 @@ def furnish(folder: Path, made: tiny.Made) -> None:
     for place in CORPORA.split():
         tiny.corpus().save(folder / place)
     test_policy.written(folder)
+    labeled = [{"prompt": "modor", "answer": word, "harmful": word != tiny.REFUSAL} for word in (tiny.REFUSAL, "tarin")]
+    (folder / "labeled.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in labeled))
     for place in RUNS.split():
         told = runs.manifest([runs.subject("released")], [runs.attack("benign")])
         runs.save(

@@ -57,6 +57,10 @@ ONLY_PARSED = {
         "holdfast search --model my-model --corpus prompts.jsonl --set audit.utility=lm-eval:arc_easy",
         "holdfast report runs/my-release --inspect logs",
     ],
+    "needs a model that loses refusals where it is cut or left, as test_repair.py and test_exit_defenses.py make": [
+        "holdfast harden exit_dpo --model my-aligned --out my-hardened --corpus prompts.jsonl",
+        "holdfast repair my-cut --source my-model --corpus prompts.jsonl --out my-repaired --method repair_dpo",
+    ],
     "needs a server that answers": [
         "holdfast compare my-model http://localhost:8000/v1#my-model",
         "holdfast audit --model http://localhost:8000/v1#my-model --corpus prompts.jsonl",
