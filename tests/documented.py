@@ -24,7 +24,7 @@ from pip._internal.commands import create_command
 import runs
 import test_policy
 import tiny
-from holdfast import audit, cli, method, shell
+from holdfast import auditing, cli, method, shell
 from holdfast.method import Journal
 from holdfast.recipe import Recipe
 
@@ -106,7 +106,7 @@ def furnish(folder: Path, made: tiny.Made) -> None:
 
 def smaller(monkeypatch: pytest.MonkeyPatch, made: tiny.Made) -> None:
     """From here on audits make few cells, and the text organism is a tiny model."""
-    whole = audit.run
+    whole = auditing.run
 
     def fewer(chosen: Recipe, *places: Any, **options: Any) -> Any:
         own = [one for one in chosen.attacks if one.method.endswith(".py")]
@@ -121,7 +121,7 @@ def smaller(monkeypatch: pytest.MonkeyPatch, made: tiny.Made) -> None:
             shutil.copytree(made.aligned, out / aligned, dirs_exist_ok=True)
         tiny.corpus().save(out / "corpus.jsonl")
 
-    monkeypatch.setattr(audit, "run", fewer)
+    monkeypatch.setattr(auditing, "run", fewer)
     monkeypatch.setattr(method.find("organisms", "text"), "build", build)
 
 
