@@ -21,7 +21,7 @@ from holdfast.lm import LM
 from holdfast.method import Defense, Log
 
 
-class Vaccine(hardening.Training, Defense):
+class Vaccine(hardening.Published, Defense):
     """Align under the worst push."""
 
     published: ClassVar[Mapping[str, Any]] = {
