@@ -73,12 +73,17 @@ def audit(
     recipe: dict | None = None,
     cells: Sequence[Cell] = CELLS,
     learned: float = 1.0,
+    scored: Callable[[Cell, list[dict]], list[dict]] = lambda one, some: some,
 ) -> Evidence:
-    """The audit with every cell handed through `spoil` (None: deleted); scores by prompt follow, unless `recipe` is odd."""
+    """The audit with every cell handed through `spoil` (None: deleted); scores by prompt follow, unless `recipe` is odd, and
+    are handed through `scored`."""
     known = {attack.name for attack in told.attacks}
     found = [spoiled for one in cells if one.attack in known and (spoiled := spoil(one))]
     return Evidence(
-        told, found, {one.name: rows(one, learned) for one in found}, planned(told) if recipe is None else recipe
+        told,
+        found,
+        {one.name: scored(one, rows(one, learned)) for one in found},
+        planned(told) if recipe is None else recipe,
     )
 
 

@@ -19,9 +19,10 @@ from rich.console import Console
 import holdfast
 import runs
 import tiny
-from holdfast import LM, Attack, Audited, Defense, Problem, audit, auditing, cli, harden, notebook, recipe, values
+from holdfast import LM, Attack, Audited, Defense, Problem, audit, cli, harden, notebook, recipe, values
 from holdfast.attacks.noise import Noise
 from holdfast.attacks.prune import Prune
+from holdfast.display import teller
 from holdfast.evals.refusal import Refusal
 
 ROOT = Path(__file__).parent.parent
@@ -314,9 +315,10 @@ class TestManners:
         monkeypatch.setitem(sys.modules, "IPython.display", module)
         assert notebook.here()
         console = Console(file=notebook.Status(), force_terminal=False, force_jupyter=False, width=120)
-        with auditing._progress(console, 1, 0) as tell:
-            tell(runs.cell("tw<b>in", "tune", 0, [], "failed", "no memory"))
-        assert shown[0] == "<pre>tw&lt;b&gt;in under tune, seed 0: FAILED, no memory (0 s)</pre>"
-        assert "1/1" in shown[-1] and len(shown) == 2
+        say = teller(console)
+        say("tw<b>in under tune, seed 0: FAILED, no memory")
+        say("1 of 1 cells done")
+        assert shown == [f"<pre>{line}</pre>" for line in
+                         ("tw&lt;b&gt;in under tune, seed 0: FAILED, no memory", "1 of 1 cells done")]  # fmt: skip
         shell.kernel = None
         assert not notebook.here()

@@ -188,8 +188,7 @@ class TestFolder:
         assert found(audit(told=told), "whole paths")[0].passed is False
 
     def test_means_without_prompts_show_nothing(self) -> None:
-        evidence = audit()
-        evidence._scores = {key: some for key, some in evidence._scores.items() if key[0] != "lox.high.1"}
+        evidence = audit(scored=lambda one, some: some if one.name != "lox.high.1" else [])
         said = found(evidence, "records agree")[0]
         assert said.passed is None and said.grave and "lox.high.1 at 0" in said.says
 
@@ -336,10 +335,14 @@ class TestModels:
         assert found(Evidence(PAIR, [], {}), "utility")[0].passed is None
 
     def test_trainability(self) -> None:
-        evidence = audit()
-        for (name, at, column), scores in evidence._scores.items():
-            if name.startswith("lox.benign") and column == "learned" and at == 3:
-                scores.update(dict.fromkeys(scores, 0.0))
+        def unlearned(one: Cell, some: list[dict]) -> list[dict]:
+            last = one.name.startswith("lox.benign")
+            return [
+                row | {"learned": 0.0} if last and row["kind"] == "lesson" and row["milestone"] == 3 else row
+                for row in some
+            ]
+
+        evidence = audit(scored=unlearned)
         said = found(evidence, "trainability")[0]
         assert (said.passed, said.grave) == (False, True) and "-1.00 [" in said.says
 

@@ -214,7 +214,7 @@ def test_an_audit_asks_each_subject_once_and_keeps_nothing_of_it(
     with_it = audits.run_all(path, tmp_path / "with")
     answers = {row["answer"] for row in with_it.rows("twin.own.0")}
     assert answers == {None}
-    monkeypatch.setattr("holdfast.auditing._told", lambda jobs, each: jobs)
+    monkeypatch.setattr("holdfast.auditing._told", lambda jobs, most, board: jobs)
     audits.run_all(path, tmp_path / "without")
     assert audits.cells(tmp_path / "with") == audits.cells(tmp_path / "without")
     said = [text for found in audits.job(path).start().values() for text in found if isinstance(text, str)]

@@ -21,7 +21,8 @@ LOX = {"name": "lox", "twin": "twin", "harden": {"method": "lox", "rank": 2, "st
 TWIN = {"name": "twin", "model": "owner/model", "base": "owner/base"}
 
 
-EXAMPLES = sorted((Path(recipe.__file__).parent.parent / "examples").glob("*.toml"))
+FOLDER = Path(recipe.__file__).parent.parent / "examples"
+EXAMPLES = sorted(path for path in FOLDER.glob("*.toml") if path.name != "gate.toml")  # which is a policy
 
 
 def load(folder: Path, *sets: str, **changes: object) -> Recipe:

@@ -151,7 +151,7 @@ def test_hostile_answers_are_inert(tmp_path: Path) -> None:
     assert path.stat().st_size < 8e6
     seen = opened(path)
     assert not seen.console and not seen.requests
-    assert seen.document.all("html")[0]["data-drawn"] == "10"  # the page's own script ran, to its end
+    assert seen.document.all("html")[0]["data-drawn"] == "12"  # the page's own script ran, to its end
     for tag in ("iframe", "base", "img", "object", "embed"):
         assert not seen.document.all(tag)
     assert not any(name.startswith("on") for element in seen.document.elements for name in element.attributes)
