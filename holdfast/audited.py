@@ -123,8 +123,10 @@ class Audited:
             attack: one attack's alone.
 
         Raises:
-            Problem: there is no such attack, or nothing was measured.
+            Problem: there is no such attack or curve, or nothing was measured.
         """
+        if what not in _TITLES:
+            raise Problem(f"plot: no curve is called {what!r}; {meant(what, _TITLES)}")
         index = Index(self.dossier)
         chosen = index.attacks + index.negative
         if attack is not None:

@@ -155,6 +155,8 @@ class TestAudited:
         assert titles == ["fade: utility", "prefill: utility"]
         with pytest.raises(Problem, match="did you mean 'fade'"):
             run.plot(attack="fades")
+        with pytest.raises(Problem, match="no curve is called 'harms'; did you mean 'harm'"):
+            run.plot("harms")
         with pytest.raises(Problem, match="no verdict on these"):
             run.verdict("released", "noise")
 
@@ -184,6 +186,7 @@ class TestAudited:
         for text in (shown._repr_html_(), verdict._repr_html_(), notebook.paragraph(cells[0].reason, evil)):
             assert "<script" not in text and "&lt;script&gt;" in text and "\u202e" not in text
         assert "\u202e" not in repr(verdict)
+        assert str(verdict) == repr(verdict), "what print shows"
 
     def test_where_every_cell_failed(self, tmp_path: Path) -> None:
         told = runs.manifest([runs.subject("twin")], [runs.attack("tune", seeds=(0,))])
