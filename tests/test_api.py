@@ -1,5 +1,6 @@
 """`from holdfast import LM, audit, harden`: docs/python.md and the README as they stand, and what goes wrong in plain words."""
 
+import hashlib
 import json
 import random
 import re
@@ -172,7 +173,9 @@ class TestAudited:
         lines = {trace.name: trace for trace in figure.data if trace.showlegend}
         assert {*lines} == {"twin", "tar"} and figure.layout.annotations[0].text == "tune: seeds not yet broken"
         assert lines["twin"].y[0] == 1 and lines["twin"].y[-2] == pytest.approx(0) and 0.3 < lines["twin"].y[2] < 0.4
-        assert found.page.is_file() and "tune" in repr(found)
+        recipe = hashlib.sha256((tmp_path / "recipe.json").read_bytes()).hexdigest()
+        assert recipe in found.page.read_text(), "how to run it again, as on the command's page"
+        assert "tune" in repr(found)
 
     def test_what_a_notebook_shows_is_inert(self, tmp_path: Path) -> None:
         evil = "<script>alert(1)</script>\u202e"
