@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from holdfast import survival
 from holdfast.conclusion import CLAIMED, conclusions
-from holdfast.dossier import Check, CostToBreak, Standing, StandingWord, Verdict
+from holdfast.dossier import Check, CostToBreak, Ratio, Standing, StandingWord, Verdict
 from holdfast.evidence import Evidence, show
 from holdfast.record import AttackFacts, Cost, Family, Score, SubjectFacts
 
@@ -93,8 +93,8 @@ def _standing(
     )
     if worst:
         cost = _middle(breaks[worst])
-        beside = {name: getattr(tried[worst], name) for name in ("cost_to_break", "versus_cost_to_break", "cost_ratio")}
-        found = found.model_copy(update={"cost": cost, "dollars": dollars(cost), **beside})
+        beside = _beside(evidence, subject, attacks[worst], adversary, tried[worst])
+        found = found.model_copy(update={"cost": cost, "dollars": dollars(cost) if _priced(cost) else None, **beside})
     return found.model_copy(update={"sentence": _sentence(adversary, found)})
 
 
@@ -141,6 +141,31 @@ def _breaks(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts, adve
     return sorted(paid, key=_ease)
 
 
+def _beside(
+    evidence: Evidence, subject: SubjectFacts, attack: AttackFacts, adversary: Adversary, verdict: Verdict
+) -> dict[str, CostToBreak | Ratio | None]:
+    """The subject's cost to break and its twin's, as the verdict has them; of paths that the adversary cannot walk to the end
+    only what it sees of them, and then no ratio."""
+    names = {"cost_to_break": subject.name, "versus_cost_to_break": verdict.versus}
+    cells = {
+        key: evidence.of(facts, attack) for key, name in names.items() if (facts := evidence.subjects.get(name or ""))
+    }
+    looks = [look for some in cells.values() for cell in some for look in cell.milestones]
+    if attack.axis != "steps" or all(adversary.affords(look.cost) for look in looks):
+        return {key: getattr(verdict, key) for key in (*names, "cost_ratio")}
+    found: dict[str, CostToBreak | Ratio | None] = {"versus_cost_to_break": None, "cost_ratio": None}
+    for key, some in cells.items():
+        walked = [[look for look in cell.milestones if adversary.affords(look.cost)] for cell in some]
+        cut = [cell.model_copy(update={"milestones": tuple(one)}) for cell, one in zip(some, walked, strict=True)]
+        found[key] = survival.cost_to_break(cut, attack.axis, evidence.bar)
+    return found
+
+
+def _priced(cost: Cost) -> bool:
+    """Whether what a cost takes in dollars is known: an attack of somebody's own may report steps alone."""
+    return bool(cost.flops or not cost.steps)
+
+
 def _ease(cost: Cost) -> tuple[float, float]:
     """The less, the easier; of severities, which have no common unit, the first in the recipe stands."""
     return cost.flops, float(cost.steps)
@@ -179,6 +204,8 @@ def _word(
     ]
     if not left:
         return "not-believable", (f"nothing that it does breaks {twin.name} within its means",)
+    if all(one.verdict == "not-believable" for one in left) and not any(breaks.values()):
+        return "not-believable", tuple(dict.fromkeys(one.reasons[0] for one in left if one.reasons))
     manifest = evidence.manifest.model_copy(update={"subjects": (subject, twin)})
     (concluded,) = conclusions(manifest, left, checks)
     if concluded.word == "not-believable" and any(breaks.values()):
@@ -255,5 +282,6 @@ def _paid(found: Standing) -> str:
     if cost is None or not cost.steps:
         return ", without training"
     price = "under $0.01" if dollars(cost) < 0.01 else f"${dollars(cost):,.2f}"
+    price = f"{price} of a rented GPU for a model of this size" if _priced(cost) else "at a price that was not counted"
     rows = f"{cost.examples:,} rows, " if cost.examples else ""
-    return f" ({rows}{price} of a rented GPU for a model of this size)"
+    return f" ({rows}{price})"

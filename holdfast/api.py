@@ -26,6 +26,7 @@ from holdfast.problem import Problem
 from holdfast.quiet import quietly
 from holdfast.recipe import Recipe
 from holdfast.report import page
+from holdfast.report.sources import sources
 from holdfast.tier import Tier
 from holdfast.values import Attacks
 
@@ -103,7 +104,7 @@ def audit(
             teller(console)(f"not run: {missing}")
         done = auditing.run(chosen, folder, console, processes, keep_answers, keep_weights, executor, gpus_per_cell)
     dossier = verdict.write(done)
-    page.write(dossier, folder / "report.html")
+    page.write(dossier, folder / "report.html", sources=sources(done))
     return Audited(folder, dossier)
 
 

@@ -15,6 +15,7 @@ from holdfast.dossier import Check, Conclusion, Curve, Dossier, Verdict
 from holdfast.problem import Problem, meant
 from holdfast.record import AttackFacts, Cell, Manifest, Milestone
 from holdfast.report import figures, page, words
+from holdfast.report.sources import sources
 from holdfast.report.words import Index
 from holdfast.run import Run
 
@@ -123,8 +124,10 @@ class Audited:
             attack: one attack's alone.
 
         Raises:
-            Problem: there is no such attack, or nothing was measured.
+            Problem: there is no such attack or curve, or nothing was measured.
         """
+        if what not in _TITLES:
+            raise Problem(f"plot: no curve is called {what!r}; {meant(what, _TITLES)}")
         index = Index(self.dossier)
         chosen = index.attacks + index.negative
         if attack is not None:
@@ -141,7 +144,7 @@ class Audited:
         """The page, one HTML file that loads nothing and holds no prompt and no answer; written where it is not there."""
         path = self.folder / "report.html"
         if not path.is_file():
-            page.write(self.dossier, path)
+            page.write(self.dossier, path, sources=sources(self.run))
         return path
 
     def open(self) -> None:

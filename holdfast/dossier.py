@@ -158,7 +158,7 @@ class Standing(Record):
     cost: Cost | None = None
     """What it had spent when the median of the seeds that broke did."""
     dollars: float | None = None
-    """That much training on a rented GPU."""
+    """That much training on a rented GPU; None where its operations were not counted."""
     cost_to_break: CostToBreak | None = None
     versus_cost_to_break: CostToBreak | None = None
     cost_ratio: Ratio | None = None

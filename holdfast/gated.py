@@ -144,7 +144,7 @@ class _Subject(NamedTuple):
         if why:
             return self._ruling("believable", False, f"{why[-1].rstrip('.')} ({len(why)} not to be believed)")
         says = f"; {listed(idle)} claim nothing, for the undefended twin holds under them too" if idle else ""
-        return self._ruling("believable", True, f"nothing is in doubt{says}")
+        return self._ruling("believable", True, f"no verdict on it, and no conclusion, is not-believable{says}")
 
     def _idle(self, one: Verdict) -> bool:
         """Whether an attack, run to the end on both, has no force on the undefended twin: it claims nothing of the subject."""

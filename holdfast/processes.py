@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 Job = TypeVar("Job")
 Value = TypeVar("Value")
 _GREEDY = 3
+_STILL = 10
+"""So many times the seconds it may compute a copy may stand still, before it is given up."""
 GRACE = 5.0
 """Seconds that a process has to end by itself once its value is here."""
 
@@ -121,7 +123,8 @@ def unbounded(work: Callable[[], object], seconds: int, memory: int) -> str | No
     """In what way somebody else's work, tried in a copy of this process, takes more than so many seconds or bytes; None if it
     does not. What it raises otherwise is no matter of this.
 
-    The copy may only compute: other threads of this process, and whatever locks they hold, are not there.
+    The copy may only compute: other threads of this process, and whatever locks they hold, are not there. One that waits for
+    such a lock computes nothing: it is ended, and says nothing of the work.
     """
     child = os.fork()
     if child == 0:
@@ -132,6 +135,8 @@ def unbounded(work: Callable[[], object], seconds: int, memory: int) -> str | No
             resource.setrlimit(resource.RLIMIT_AS, (whole, whole))
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
             signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, _STILL * seconds)
             work()
         except MemoryError:
             code = _GREEDY
@@ -141,6 +146,8 @@ def unbounded(work: Callable[[], object], seconds: int, memory: int) -> str | No
             os._exit(code)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGALRM:
+        return None
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"does not end within {seconds} s"
     return f"takes more than {memory >> 20} MiB" if code else None

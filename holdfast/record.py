@@ -11,6 +11,9 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    def __str__(self) -> str:
+        return repr(self)
+
 
 _FIELDS: dict[frozenset[str], set[str]] = {}
 

@@ -9,7 +9,7 @@ either is said wrongly in 5 of 100 comparisons at most. What differs in how it w
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from holdfast import claims, comparison
+from holdfast import claims, comparison, opening
 from holdfast.checks import breaks_safety
 from holdfast.claims import LEVEL
 from holdfast.dossier import CostToBreak, Ratio
@@ -84,7 +84,7 @@ def compare(old: Run, new: Run, subject: str | None, other: str | None, margin: 
     before, after = (one for _, one in sides)
     if reasons := [*_unlike(before, after)]:
         return Regression(lines=(), word="not comparable", reasons=tuple(reasons), **told)
-    if (chosen[0].hash, chosen[0].tokens) == (chosen[1].hash, chosen[1].tokens):
+    if _same_weights(*chosen):
         return Regression(lines=(), word="not worse", reasons=("the weights and what they read are the same",), **told)
     attacks, left = _attacks(before, after)
     both = _joined(old, new, before, after, chosen, attacks)
@@ -114,6 +114,13 @@ def _unlike(old: Evidence, new: Evidence) -> Iterator[str]:
     for key in HOW:
         if recipes[0].get(key) != recipes[1].get(key):
             yield f"other {key}: {recipes[0].get(key)!r} and {recipes[1].get(key)!r}"
+
+
+def _same_weights(ours: SubjectFacts, theirs: SubjectFacts) -> bool:
+    """Whether both are known to be one model. Of an address the hash is of its name alone; and a config may leave out blocks
+    that lie in the files."""
+    known = [(one.hash, one.tokens, one.parameters) for one in (ours, theirs)]
+    return known[0] == known[1] and not opening.is_address(ours.folder)
 
 
 def _attacks(old: Evidence, new: Evidence) -> tuple[list[AttackFacts], list[Line]]:

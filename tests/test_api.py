@@ -1,5 +1,6 @@
 """`from holdfast import LM, audit, harden`: docs/python.md and the README as they stand, and what goes wrong in plain words."""
 
+import hashlib
 import json
 import random
 import re
@@ -155,6 +156,8 @@ class TestAudited:
         assert titles == ["fade: utility", "prefill: utility"]
         with pytest.raises(Problem, match="did you mean 'fade'"):
             run.plot(attack="fades")
+        with pytest.raises(Problem, match="no curve is called 'harms'; did you mean 'harm'"):
+            run.plot("harms")
         with pytest.raises(Problem, match="no verdict on these"):
             run.verdict("released", "noise")
 
@@ -170,7 +173,9 @@ class TestAudited:
         lines = {trace.name: trace for trace in figure.data if trace.showlegend}
         assert {*lines} == {"twin", "tar"} and figure.layout.annotations[0].text == "tune: seeds not yet broken"
         assert lines["twin"].y[0] == 1 and lines["twin"].y[-2] == pytest.approx(0) and 0.3 < lines["twin"].y[2] < 0.4
-        assert found.page.is_file() and "tune" in repr(found)
+        recipe = hashlib.sha256((tmp_path / "recipe.json").read_bytes()).hexdigest()
+        assert recipe in found.page.read_text(), "how to run it again, as on the command's page"
+        assert "tune" in repr(found)
 
     def test_what_a_notebook_shows_is_inert(self, tmp_path: Path) -> None:
         evil = "<script>alert(1)</script>\u202e"
@@ -184,6 +189,7 @@ class TestAudited:
         for text in (shown._repr_html_(), verdict._repr_html_(), notebook.paragraph(cells[0].reason, evil)):
             assert "<script" not in text and "&lt;script&gt;" in text and "\u202e" not in text
         assert "\u202e" not in repr(verdict)
+        assert str(verdict) == repr(verdict), "what print shows"
 
     def test_where_every_cell_failed(self, tmp_path: Path) -> None:
         told = runs.manifest([runs.subject("twin")], [runs.attack("tune", seeds=(0,))])

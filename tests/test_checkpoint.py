@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 
 import tiny
+from holdfast import processes
 from holdfast.checkpoint import Checkpoint
 from holdfast.lm import LM
 from holdfast.problem import Problem
@@ -225,6 +227,14 @@ def test_templates_that_fail(llama: Path, tmp_path: Path, text: str, says: str) 
     with pytest.raises(Problem, match=says):
         load(folder)
     assert load(folder, template="plain").generate(["mordor"])
+
+
+def test_a_copy_that_waits_for_a_lock_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread held it when the process was copied, and nobody is left in the copy who lets it go."""
+    monkeypatch.setattr(processes, "_STILL", 0.2)
+    lock = threading.Lock()
+    with lock:
+        assert processes.unbounded(lock.acquire, 1, 1 << 30) is None
 
 
 def test_shards_in_order_load_as_one_file(llama: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class TestFirstScreen:
         assert (
             "A student (100 rows, 50 times over, and an hour of one rented GPU) breaks lox with “tune” after 20" in told
         )
-        assert "after 20 steps [5, 20] (under $0.01 of a rented GPU for a model of this size)" in told
+        assert "after 20 steps [5, 20] (at a price that was not counted)" in told
         assert "undefended breaks after 5 steps [0, 5], so lox held at least 1x as long" in told
         assert "Whoever makes it smaller or shorter for a device (no ill will and no data) did not break lox" in told
         assert "Nothing that would be the doing of: somebody who runs it at home; a hobbyist" in told
@@ -264,6 +264,12 @@ class TestFiles:
         _, said = files.write(dossier, tmp_path / "figures", Sources())
         assert said == "figures: 7 figures as PNG and SVG"
         assert (tmp_path / "figures/tune-harm.png").exists() and (tmp_path / "figures/map-cut.svg").exists()
+
+    def test_no_figure_is_written_over_another(self, dossier: Dossier, tmp_path: Path) -> None:
+        """Attacks called `tune/3`, `tune-3` and `tune:3` would all be tune-3."""
+        one = dossier.manifest.attacks[0]
+        found = files._names([f"{one.name}", f"{one.name}-3", f"{one.name}", f"{one.name}/3"])
+        assert len(set(found)) == 4 and found[:2] == ["tune", "tune-3"]
 
     def test_a_spreadsheet_calculates_nothing(self) -> None:
         made = tables.table("t", ["a", "b"], [["=1+1", -0.5], ["@x\u202e", None]])

@@ -102,6 +102,17 @@ def test_the_same_weights_are_no_worse_whatever_chance_says(tmp_path: Path) -> N
     assert regression.compare(*sides, None, None, 0.1).word == "not worse"
 
 
+@pytest.mark.parametrize("other", [{"folder": "https://here/v1#mine", "parameters": None}, {"parameters": 8}])
+def test_the_same_hash_is_not_always_the_same_model(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Whoever serves an address may put other weights behind it; a config may leave out blocks of the same files."""
+    old, new = version(tmp_path / "a", NEVER, "#"), version(tmp_path / "b", SOON, "#")
+    for run in (new, *([old] if "folder" in other else [])):
+        manifest = run.manifest()
+        facts = manifest.subjects[0].model_copy(update=other)
+        run.write("run.json", manifest.model_copy(update={"subjects": (facts,)}).model_dump(mode="json"))
+    assert regression.compare(old, new, None, None, 0.1).word == "worse"
+
+
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(version(tmp_path / "a", NEVER, "a").folder)
     assert cli.main(["diff", folder, str(tmp_path / "no")]) == 2 and "not a run" in capsys.readouterr().err

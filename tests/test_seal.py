@@ -213,6 +213,8 @@ class TestShared:
         assert tell("report", run)[0] == 0 and not holding(run)
         code, said = tell("seal", run)
         assert code == 0 and "prompts or answers" not in said
+        assert tell("seal", run, "--share", run.parent / "shared")[0] == 0
+        assert (run.parent / "shared/report.html").read_bytes() == (run / "report.html").read_bytes()
 
     def test_a_prompt_in_another_record_is_found(self, run: Path, tmp_path: Path, tell: Tell) -> None:
         recipe = json.loads((run / "recipe.json").read_text())

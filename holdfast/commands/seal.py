@@ -16,6 +16,7 @@ from holdfast import disk, redaction, rejudged, shell, signing, verdict
 from holdfast import seal as seals
 from holdfast.problem import Problem
 from holdfast.report import page
+from holdfast.report.sources import sources
 from holdfast.run import Run
 
 PASSPHRASE = "HOLDFAST_PASSPHRASE"
@@ -96,7 +97,7 @@ def _hidden(run: Run, names: list[str], paged: bool) -> dict[str, bytes]:
             content = redaction.redacted(name, (run.folder / name).read_bytes())
             found |= {name: content} if content else {}
     if paged:
-        plain = page.render(verdict.judge(run)).encode("utf-8", "replace")
+        plain = page.render(verdict.judge(run), sources=sources(run)).encode("utf-8", "replace")
         found |= {seals.PAGE: plain} if plain != (run.folder / seals.PAGE).read_bytes() else {}
     return found
 

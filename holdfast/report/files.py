@@ -49,8 +49,8 @@ def _names(wanted: Sequence[str]) -> list[str]:
     """A file name each; where two would be the same, with a number."""
     made: list[str] = []
     for name in map(tables.file_name, wanted):
-        count = sum(one == name or one.rpartition("-")[0] == name for one in made)
-        made.append(f"{name}-{count + 1}" if name in made else name)
+        tries = (name, *(f"{name}-{number}" for number in range(2, len(wanted) + 2)))
+        made.append(next(one for one in tries if one not in made))
     return made
 
 
