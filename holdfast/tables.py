@@ -73,6 +73,7 @@ class Tables:
 
     def __init__(self) -> None:
         self._layouts: dict[tuple[tuple[str, ...], bytes], Layout] = {}
+        self._read: dict[tuple[Any, ...], Layout] = {}
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def of_rows(self, rows: Iterable[Mapping[str, Any]]) -> Table:
@@ -98,6 +99,19 @@ class Tables:
         if (scores < 0).any() or (np.isfinite(scores) & (scores > 1)).any():
             raise ValueError("it holds a score that is not from 0 to 1")
         return self._made(table.column("milestone").to_numpy(), table.column("id"), known, scores)
+
+    def shared(self, tables: Sequence[Table]) -> list[Table]:
+        """Tables that were read by another process, with layouts of which there is one here."""
+        layouts = {id(one.layout): one.layout for one in tables}
+        ours = {name: self._one(layout) for name, layout in layouts.items()}
+        return [Table(ours[id(one.layout)], one.values) for one in tables]
+
+    def _one(self, layout: Layout) -> Layout:
+        spans = {
+            place: (self._names.setdefault(names, names), where) for place, (names, where) in layout.spans.items()
+        }
+        key = tuple((place, names, where.tobytes()) for place, (names, where) in spans.items())
+        return self._read.setdefault(key, Layout(spans))
 
     def _made(self, milestones: Any, ids: Any, columns: tuple[str, ...], scores: np.ndarray) -> Table:
         there = np.isfinite(scores)
