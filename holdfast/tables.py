@@ -107,9 +107,7 @@ class Tables:
         return [Table(ours[id(one.layout)], one.values) for one in tables]
 
     def _one(self, layout: Layout) -> Layout:
-        spans = {
-            place: (self._names.setdefault(names, names), where) for place, (names, where) in layout.spans.items()
-        }
+        spans = {place: (self._names.setdefault(names, names), where) for place, (names, where) in layout.spans.items()}
         key = tuple((place, names, where.tobytes()) for place, (names, where) in spans.items())
         return self._read.setdefault(key, Layout(spans))
 
