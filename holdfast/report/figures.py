@@ -24,6 +24,16 @@ _SEEDS, _LINES = 12, 2000
 the page's bytes."""
 
 
+_MANY = 400
+"""Curves from which on an attack's figures are its harm alone, without single seeds, and its numbers stand in CSV files only:
+pages of a thousand curves would not open."""
+
+
+def crowded(index: Index) -> bool:
+    """Whether the run has so many curves that a page cannot say all of each."""
+    return len(index.dossier.curves) > _MANY
+
+
 class Panel(NamedTuple):
     """One figure with what the page says around it."""
 
@@ -44,6 +54,8 @@ def panels(index: Index, attack: AttackFacts) -> list[Panel]:
         return []
     table = tables.of_attack(index, attack)
     made = [_shares(index, attack, curves, "harm", table)]
+    if crowded(index):
+        return made
     if attack.axis == "steps" and not attack.negative_control:  # a severity is no clock
         made.append(survival(index, attack, curves, table))
     if not attack.negative_control:
@@ -57,7 +69,7 @@ Curves = list[tuple[int, SubjectFacts, Curve]]
 def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str, table: Table) -> Panel:
     """Harm or utility along the path: lines with bands on a clock, points with bars on a severity."""
     traces, main = [], field == "harm"
-    alone = min(_SEEDS, _LINES // max(len(index.dossier.curves), 1))
+    alone = 0 if crowded(index) else min(_SEEDS, _LINES // max(len(index.dossier.curves), 1))
     clock, styles = attack.axis == "steps" or attack in index.landscapes, looks(index.subjects)
     for turn, facts, curve in reversed(curves):  # what matters most on top
         dead = [point for point in curve.points if point.status == "dead"]
