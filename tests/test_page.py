@@ -366,9 +366,8 @@ def test_open(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_a_page_of_many_curves_packs_its_figures_and_still_draws_them(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dossier: Dossier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dossier = Dossier.model_validate(run.read("verdict.json"))
     plain = Document(page.render(dossier))
     monkeypatch.setattr("holdfast.report.figures._MANY", 0)
     monkeypatch.setattr(page, "_LONG", 100)

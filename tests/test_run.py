@@ -53,5 +53,5 @@ def test_processes_read_the_scores_that_are_read_here(tmp_path: Path, monkeypatc
     assert here[1] == ("lox.b.0", {"p0": 1.0, "p1": 0.0, "p2": 1.0})
     assert len({id(table.layout) for _, table in found}) == 1
     (tmp_path / "cells/lox.d.0.parquet").write_bytes(b"PAR1")
-    with pytest.raises(Problem, match="lox.d.0.parquet: damaged"):
+    with pytest.raises(Problem, match=r"lox\.d\.0\.parquet: damaged"):
         list(run.measured())
