@@ -13,7 +13,7 @@ from holdfast.record import AttackFacts, Cell, Manifest, Milestone, Score, Statu
 from holdfast.run import Run
 from holdfast.statistics import Scores
 from holdfast.survival import Bar
-from holdfast.tables import Table, Tables
+from holdfast.tables import NONE, Table, Tables
 
 INCOHERENT = "gibberish, or less than the needed utility left"
 """What `incoherent` says of a model, in words."""
@@ -38,6 +38,14 @@ def usable(cells: Iterable[Cell], subject: str, attack: str) -> list[Cell]:
     """The cells of one subject under one attack that say something: finished or dead, never failed; by seed."""
     chosen = [cell for cell in cells if (cell.subject, cell.attack) == (subject, attack) and cell.status != "failed"]
     return sorted(chosen, key=lambda cell: cell.seed)
+
+
+def by_pair(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """The usable cells by subject and attack."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.subject, cell.attack), []).append(cell)
+    return {pair: usable(some, *pair) for pair, some in found.items()}
 
 
 def broke(cell: Cell, manifest: Manifest) -> bool:
@@ -143,7 +151,7 @@ class Evidence:
             self._cells.setdefault((cell.subject, cell.attack), []).append(cell)
             found = rows.get(cell.name, ())
             self._tables[cell.name] = found if isinstance(found, Table) else tables.of_rows(found)
-        self._usable = {pair: usable(some, *pair) for pair, some in self._cells.items()}
+        self._usable = by_pair(self.cells)
 
     @classmethod
     def read(cls, run: Run) -> "Evidence":
@@ -165,7 +173,7 @@ class Evidence:
 
     def scores(self, cell: Cell, milestone: int, column: str) -> Scores:
         table = self._tables.get(cell.name)
-        return table.scores(milestone, column) if table else {}
+        return table.scores(milestone, column) if table else NONE
 
     def start(self, subject: SubjectFacts, attack: AttackFacts, column: str) -> dict[int, Scores]:
         """Before the attack, from one cell only: all start from the same weights, so further seeds add nothing."""

@@ -9,6 +9,7 @@ are often such that the most likely scatter is nothing at all. Reads records onl
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -66,8 +67,9 @@ class Profile:
         """Tables of log-likelihoods, scatters × centers, one a side."""
         self.seeds = len(ours), len(theirs)
         ends = [end for one in (*ours, *theirs) for end in one if np.isfinite(end)]
-        self.centers = np.arange(min(ends) - MARGIN, max(ends) + MARGIN, STEP)
-        self.ours, self.theirs = (_likelihood(side, self.centers) for side in (ours, theirs))
+        self.centers = _centers(min(ends), max(ends))
+        self.ours, self.theirs = (_likelihood(side, min(ends), max(ends)) for side in (ours, theirs))
+        self._highest: dict[int, float] = {}
         peaks = self.ours.max(axis=1) + self.theirs.max(axis=1)
         self.best, self.top = int(peaks.argmax()), float(peaks.max())
 
@@ -98,9 +100,11 @@ class Profile:
 
     def _at(self, shift: int) -> float:
         """The highest log-likelihood with our center `shift` steps above theirs."""
-        length = len(self.centers) - abs(shift)
-        ours, theirs = self.ours[:, max(shift, 0) :], self.theirs[:, max(-shift, 0) :]
-        return float((ours[:, :length] + theirs[:, :length]).max())
+        if shift not in self._highest:
+            length = len(self.centers) - abs(shift)
+            ours, theirs = self.ours[:, max(shift, 0) :], self.theirs[:, max(-shift, 0) :]
+            self._highest[shift] = float((ours[:, :length] + theirs[:, :length]).max())
+        return self._highest[shift]
 
     def _center(self, table: np.ndarray) -> float:
         """The most likely center, the middle of several; infinite where it lies beyond all milestones."""
@@ -127,12 +131,25 @@ class Profile:
         return out * STEP
 
 
-def _likelihood(sample: Sequence[Lifetime], centers: np.ndarray) -> np.ndarray:
-    """The log-likelihood of a sample at each scatter and center."""
-    total = np.zeros((len(SCATTERS), len(centers)))
+@lru_cache(16)
+def _centers(first: float, last: float) -> np.ndarray:
+    """The grid around milestones between these."""
+    return np.arange(first - MARGIN, last + MARGIN, STEP)
+
+
+def _likelihood(sample: Sequence[Lifetime], first: float, last: float) -> np.ndarray:
+    """The log-likelihood of a sample at each scatter and center of the grid."""
+    total = np.zeros((len(SCATTERS), len(_centers(first, last))))
     for one, count in Counter(sample).items():
-        low, high = ((end - centers) / SCATTERS[:, None] for end in one)
-        low, high = np.where(low > 0, -high, low), np.where(low > 0, -low, high)  # the tail where digits are left
-        upper, lower = special.log_ndtr(high), special.log_ndtr(low)
-        total += count * (upper + np.log1p(-np.exp(np.minimum(lower - upper, -1e-15))))
+        total += count * _of_one(one, first, last)
     return total
+
+
+@lru_cache(256)
+def _of_one(one: Lifetime, first: float, last: float) -> np.ndarray:
+    """That of one seed, once for all that tell the same: a run's attacks share their milestones."""
+    centers = _centers(first, last)
+    low, high = ((end - centers) / SCATTERS[:, None] for end in one)
+    low, high = np.where(low > 0, -high, low), np.where(low > 0, -low, high)  # the tail where digits are left
+    upper, lower = special.log_ndtr(high), special.log_ndtr(low)
+    return upper + np.log1p(-np.exp(np.minimum(lower - upper, -1e-15)))

@@ -1,9 +1,8 @@
 """What an audit measures: costs, scores, milestones, cells, and what was run. Knows no torch, and no files (`run.py` does)."""
 
-from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 
 class Record(BaseModel):
@@ -76,12 +75,27 @@ class Score(Record):
     n: int
 
 
-@lru_cache(1 << 16)
-def _known(score: Score) -> Score:
+_SCORES: dict[tuple[Any, ...], Score] = {}
+_MOST = 1 << 16
+
+
+def _known(given: Any, made: ValidatorFunctionWrapHandler) -> Score:
+    if isinstance(given, Score):
+        key = given.value, given.low, given.high, given.n
+    elif isinstance(given, dict) and given.keys() == Score.model_fields.keys():
+        key = given["value"], given["low"], given["high"], given["n"]
+    else:
+        return made(given)
+    try:
+        return _SCORES[key]
+    except (KeyError, TypeError):  # a list has no hash, and is no number either
+        score = made(given)
+    if len(_SCORES) < _MOST:
+        _SCORES[score.value, score.low, score.high, score.n] = score
     return score
 
 
-Known = Annotated[Score, AfterValidator(_known)]
+Known = Annotated[Score, WrapValidator(_known)]
 """A score of which there is one in memory where many records hold the same."""
 
 

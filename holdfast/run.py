@@ -7,21 +7,24 @@ Knows no torch.
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
+from pydantic_core import from_json
 
-from holdfast import disk
+from holdfast import disk, processes
 from holdfast.problem import Problem, printable
 from holdfast.record import Cell, Manifest, SubjectFacts
 from holdfast.tables import COLUMNS, KEYS, Table, Tables
 
 _AHEAD = 512
-"""Cells whose scores are read while those before them are looked at."""
+"""Cells whose scores one process reads while those before them are looked at."""
+_MANY = 4000
+"""From so many cells on, reading their scores is worth the start of processes for it."""
 
 
 class Run:
@@ -41,7 +44,7 @@ class Run:
         """The JSON file `name`. Raises `Problem` if it is missing or damaged."""
         path = self.folder / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return from_json(path.read_bytes())
         except FileNotFoundError:
             raise Problem(f"{path}: missing; run `holdfast audit` on this folder first") from None
         except OSError as error:
@@ -138,21 +141,29 @@ class Run:
                       if name.endswith(".json") and ".timing" not in name and not name.startswith("."))  # fmt: skip
 
     def measured(self) -> Iterator[tuple[Cell, Table]]:
-        """All finished cells, by name, with their scores, which are read ahead. Raises `Problem` as `cell` and `rows`."""
-        tables, names = Tables(), self.names()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(names), _AHEAD):
-                some = names[start : start + _AHEAD]
-                read = [pool.submit(self._table, name, (*KEYS, *COLUMNS)) for name in some]
-                for name, table in zip(some, read, strict=True):
-                    if (cell := self.cell(name)) is not None:
-                        yield cell, self._scored(tables, name, table.result())
+        """All finished cells, by name, with their scores, which other processes read ahead where there are many.
 
-    def _scored(self, tables: Tables, name: str, table: pa.Table | None) -> Table:
-        try:
-            return tables.of_rows([]) if table is None else tables.of_table(table)
-        except ValueError as error:
-            raise self._spoiled(name, error) from error
+        Raises `Problem` as `cell` and `rows`.
+        """
+        tables, names = Tables(), self.names()
+        some = [names[start : start + _AHEAD] for start in range(0, len(names), _AHEAD)]
+        count = (os.cpu_count() or 1) if len(names) >= _MANY and not current_process().daemon else 0
+        ahead = [processes.stream(_scores, (self.folder, some[turn::count])) for turn in range(count)]
+        for number, chunk in enumerate(some):
+            read = _next(ahead[number % count]) if count else None
+            found = self.scores(tables, chunk) if read is None else tables.shared(read)
+            for name, table in zip(chunk, found, strict=True):
+                if (cell := self.cell(name)) is not None:
+                    yield cell, table
+
+    def scores(self, tables: Tables, names: Sequence[str]) -> Iterator[Table]:
+        """Of these cells, one by one. Raises `Problem` as `rows`."""
+        for name in names:
+            table = self._table(name, (*KEYS, *COLUMNS))
+            try:
+                yield tables.of_rows([]) if table is None else tables.of_table(table)
+            except ValueError as error:
+                raise self._spoiled(name, error) from error
 
     def _files(self, name: str) -> list[Path]:
         """Of a cell, the one that says that all are there first."""
@@ -175,11 +186,33 @@ class Run:
             return None
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                some = columns and [one for one in columns if one in file.schema_arrow.names]
-                return file.read(some, use_threads=False)
+                known = file.schema_arrow.names
+                return file.read(columns and [one for one in columns if one in known], use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._spoiled(name, error) from error
 
     def _spoiled(self, name: str, error: Exception) -> Problem:
         remedy = "run `holdfast audit` again: it sets the cell aside and runs it anew"
         return Problem(f"{self.folder}/cells/{name}.parquet: damaged ({printable(error)}); {remedy}")
+
+
+def _scores(job: tuple[Path, list[list[str]]]) -> Iterator[list[Table] | Problem]:
+    """Of lists of a folder's cells, list by list; what a process of its own does. A damaged file ends it."""
+    run, tables = Run(job[0]), Tables()
+    try:
+        for names in job[1]:
+            yield list(run.scores(tables, names))
+    except Problem as problem:
+        yield problem
+
+
+def _next(ahead: Iterator[list[Table] | Problem]) -> list[Table] | None:
+    """What a process read; None where it died, and the files are to be read here. Raises `Problem` where one is damaged."""
+    try:
+        with processes.apart():
+            found = next(ahead, None)
+    except (EOFError, OSError):
+        return None
+    if isinstance(found, Problem):
+        raise found
+    return found

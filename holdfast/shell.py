@@ -1,19 +1,20 @@
 """How a command that works on models speaks with whoever calls it, beside `speech`, whose words are here too."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from holdfast import method as methods
 from holdfast import verdict
 from holdfast.dossier import Dossier
-from holdfast.method import Room
 from holdfast.problem import Problem
 from holdfast.quiet import quiet
 from holdfast.report import page, terminal
 from holdfast.report.sources import sources
 from holdfast.run import Run
 from holdfast.speech import Unset, console, parse, say
+
+if TYPE_CHECKING:
+    from holdfast.method import Room
 
 
 def some(processes: int | None) -> int | None:
@@ -22,8 +23,10 @@ def some(processes: int | None) -> int | None:
     return processes
 
 
-def method(room: Room, command: str, places: type[Any], words: list[str]) -> tuple[Any, Any]:
+def method(room: "Room", command: str, places: type[Any], words: list[str]) -> tuple[Any, Any]:
     """The places and the method that `holdfast COMMAND METHOD --flags` names."""
+    from holdfast import method as methods  # and so torch, which a report does without
+
     known = ", ".join(methods.names(room))
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: holdfast {command} METHOD ... (holdfast {command} METHOD --help tells more)\n\n{room}: {known}")

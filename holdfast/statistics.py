@@ -3,13 +3,14 @@
 Every interval is a 95 % one and never NaN. Knows no torch and no files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
+from holdfast import tables
 from holdfast.record import Score
 
 POWER = 0.8
@@ -17,7 +18,7 @@ SMALLEST = 1e-9
 """No p-value is said to be smaller."""
 NOTHING = 1e-9
 """Half widths below it are none."""
-Scores = dict[str, float]
+Scores = Mapping[str, float]
 """Score by prompt id."""
 
 
@@ -130,17 +131,33 @@ def _bounds(spread: _Spread, lowest: float, tail: float) -> tuple[float, float]:
 
 def mean(scores: Sequence[Scores]) -> Score | None:
     """Of one dict of scores a seed, over seeds and prompts; None if nothing was scored."""
+    if _alike(scores):
+        return crossed(_stacked(scores))
     ids = sorted({name for one in scores for name in one})
     return crossed(_lines(scores, ids)) if ids else None
 
 
-def gaps(ours: dict[int, Scores], theirs: dict[int, Scores]) -> np.ndarray | None:
+def gaps(ours: Mapping[int, Scores], theirs: Mapping[int, Scores]) -> np.ndarray | None:
     """Differences, seeds × prompts, of what both sides have (NaN elsewhere); None if they share nothing."""
+    both = sorted(ours.keys() & theirs.keys())
+    if _alike([side[seed] for seed in both for side in (ours, theirs)]):
+        return _stacked([ours[seed] for seed in both]) - _stacked([theirs[seed] for seed in both])
     seeds = [seed for seed in sorted(ours) if ours[seed].keys() & theirs.get(seed, {}).keys()]
     ids = sorted({name for seed in seeds for name in ours[seed].keys() & theirs[seed].keys()})
     if not ids:
         return None
     return _lines([ours[seed] for seed in seeds], ids) - _lines([theirs[seed] for seed in seeds], ids)
+
+
+def _alike(scores: Sequence[Scores]) -> tuple[str, ...]:
+    """The prompts of all of these, where they are known to be the same; else none."""
+    first = scores[0].names if scores and isinstance(scores[0], tables.Scores) else ()
+    return first if all(isinstance(one, tables.Scores) and one.names is first for one in scores) else ()
+
+
+def _stacked(scores: Sequence[Scores]) -> np.ndarray:
+    """Seeds × prompts, where all have the same prompts in the same order."""
+    return np.stack([one.numbers for one in scores if isinstance(one, tables.Scores)]).astype(float)
 
 
 def _lines(scores: Sequence[Scores], ids: Sequence[str]) -> np.ndarray:
@@ -160,7 +177,7 @@ def _lines(scores: Sequence[Scores], ids: Sequence[str]) -> np.ndarray:
     return lines
 
 
-def difference(ours: dict[int, Scores], theirs: dict[int, Scores]) -> Score | None:
+def difference(ours: Mapping[int, Scores], theirs: Mapping[int, Scores]) -> Score | None:
     """Mean of the `gaps`, paired by seed and by prompt; None if there are none."""
     lines = gaps(ours, theirs)
     return None if lines is None else crossed(lines, lowest=-1.0)

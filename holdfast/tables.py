@@ -3,7 +3,8 @@
 Knows no files and no torch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,41 @@ Place = tuple[int, str]
 """Milestone and column."""
 
 
+class Scores(Mapping[str, float]):
+    """Scores by prompt. Those of cells with the same prompts share one tuple of names, so that they stack as arrays."""
+
+    def __init__(self, names: tuple[str, ...], values: np.ndarray):
+        """`values` in the order of `names`, of which none stands there twice."""
+        self.names, self.numbers = names, values
+
+    @cached_property
+    def _known(self) -> dict[str, float]:
+        return dict(zip(self.names, self.numbers.astype(float).tolist(), strict=True))
+
+    def __getitem__(self, name: str) -> float:
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def keys(self) -> KeysView[str]:
+        return self._known.keys()
+
+    def values(self) -> ValuesView[float]:
+        return self._known.values()
+
+    def items(self) -> ItemsView[str, float]:
+        return self._known.items()
+
+
+NONE = Scores((), np.empty(0))
+
+
 class Layout(NamedTuple):
-    """Which prompts were scored at which milestone in which column, and where their values stand."""
+    """Which prompts, by name, were scored at which milestone in which column, and where their values stand."""
 
     spans: dict[Place, tuple[tuple[str, ...], np.ndarray]]
 
@@ -28,27 +62,27 @@ class Table(NamedTuple):
     layout: Layout
     values: np.ndarray
 
-    def scores(self, milestone: int, column: str) -> dict[str, float]:
+    def scores(self, milestone: int, column: str) -> Scores:
         """By prompt; of one that stands there twice the last."""
         span = self.layout.spans.get((milestone, column))
-        return {} if span is None else dict(zip(span[0], self.values[span[1]].astype(float).tolist(), strict=True))
+        return NONE if span is None else Scores(span[0], self.values[span[1]])
 
 
 class Tables:
     """Makes tables of cells, whose layouts are kept once."""
 
     def __init__(self) -> None:
-        self._layouts: dict[bytes, Layout] = {}
-        self._texts: dict[str, str] = {}
+        self._layouts: dict[tuple[tuple[str, ...], bytes], Layout] = {}
+        self._read: dict[tuple[Any, ...], Layout] = {}
+        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def of_rows(self, rows: Iterable[Mapping[str, Any]]) -> Table:
         """Of rows as dicts. Raises ValueError where they are no scores."""
         rows = list(rows)
         columns = [[row.get(name) for row in rows] for name in COLUMNS]
         scores = np.array([[np.nan if one is None else one for one in column] for column in columns], dtype=float)
-        return self._made(
-            [row["milestone"] for row in rows], [row["id"] for row in rows], scores.reshape(len(COLUMNS), -1)
-        )
+        milestones, ids = ([row[name] for row in rows] for name in KEYS)
+        return self._made(milestones, ids, COLUMNS, scores.reshape(len(COLUMNS), -1))
 
     def of_table(self, table: pa.Table) -> Table:
         """Of a Parquet file's columns. Raises ValueError where they are no scores."""
@@ -57,30 +91,48 @@ class Tables:
                 raise ValueError(f"its column {name!r} is missing, or of another type")
             if table.column(name).null_count:
                 raise ValueError(f"its column {name!r} has holes")
-        scores, known = np.full((len(COLUMNS), len(table)), np.nan), {*table.column_names}
-        for place, name in enumerate(COLUMNS):
-            if name in known:
-                scores[place] = _numbers(table.column(name), name)
-        if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=0, where=np.isfinite(scores)) > 1:
+        kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
+        known = tuple(name for name in COLUMNS if name in kinds and not pa.types.is_null(kinds[name]))
+        scores = np.empty((len(known), len(table)))
+        for place, name in enumerate(known):
+            scores[place] = _numbers(table.column(name), name)
+        if (scores < 0).any() or (np.isfinite(scores) & (scores > 1)).any():
             raise ValueError("it holds a score that is not from 0 to 1")
-        return self._made(table.column("milestone").to_numpy(), table.column("id"), scores)
+        return self._made(table.column("milestone").to_numpy(), table.column("id"), known, scores)
 
-    def _made(self, milestones: Any, ids: Any, scores: np.ndarray) -> Table:
+    def shared(self, tables: Sequence[Table]) -> list[Table]:
+        """Tables that were read by another process, with layouts of which there is one here."""
+        layouts = {id(one.layout): one.layout for one in tables}
+        ours = {name: self._one(layout) for name, layout in layouts.items()}
+        return [Table(ours[id(one.layout)], one.values) for one in tables]
+
+    def _one(self, layout: Layout) -> Layout:
+        spans = {place: (self._names.setdefault(names, names), where) for place, (names, where) in layout.spans.items()}
+        key = tuple((place, names, where.tobytes()) for place, (names, where) in spans.items())
+        return self._read.setdefault(key, Layout(spans))
+
+    def _made(self, milestones: Any, ids: Any, columns: tuple[str, ...], scores: np.ndarray) -> Table:
         there = np.isfinite(scores)
         milestones = np.asarray(milestones, dtype=np.int64)
-        known = b"".join((milestones.tobytes(), _bytes(ids), np.packbits(there).tobytes()))
+        known = columns, b"".join((milestones.tobytes(), _bytes(ids), np.packbits(there).tobytes()))
         if known not in self._layouts:
-            self._layouts[known] = self._laid_out(milestones, ids if isinstance(ids, list) else ids.to_pylist(), there)
+            ids = ids if isinstance(ids, list) else ids.to_pylist()
+            self._layouts[known] = self._laid_out(milestones, ids, columns, there)
         return Table(self._layouts[known], _small(scores[there]))
 
-    def _laid_out(self, milestones: np.ndarray, ids: Sequence[str], there: np.ndarray) -> Layout:
+    def _laid_out(
+        self, milestones: np.ndarray, ids: Sequence[str], columns: Sequence[str], there: np.ndarray
+    ) -> Layout:
         spans: dict[Place, tuple[tuple[str, ...], np.ndarray]] = {}
-        names, before = [self._texts.setdefault(one, one) for one in ids], 0
-        for column, seen in zip(COLUMNS, there, strict=True):
+        before = 0
+        for column, seen in zip(columns, there, strict=True):
             rows = np.flatnonzero(seen)
             for milestone in np.unique(milestones[rows]).tolist():
                 inside = np.flatnonzero(milestones[rows] == milestone)
-                spans[milestone, column] = tuple(names[row] for row in rows[inside]), before + inside
+                last = {ids[row]: before + place for row, place in zip(rows[inside], inside, strict=True)}
+                names = tuple(sorted(last))
+                names = self._names.setdefault(names, names)
+                spans[milestone, column] = names, np.array([last[name] for name in names])
             before += len(rows)
         return Layout(spans)
 
@@ -91,8 +143,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
     kind = column.type
-    if pa.types.is_null(kind):
-        return np.full(len(column), np.nan)
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise ValueError(f"its column {name!r} holds no numbers")
     return (column if kind == pa.float64() else column.cast(pa.float64(), safe=False)).to_numpy()

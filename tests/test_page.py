@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -368,3 +369,19 @@ def test_open(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.delenv("CI")
     assert cli.main(["report", str(run.folder), "--open"]) == 0
     assert asked == [where.as_uri()] and "no browser here" not in capsys.readouterr().out
+
+
+def test_a_page_of_many_curves_packs_its_figures_and_still_draws_them(
+    tmp_path: Path, dossier: Dossier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Document(page.render(dossier))
+    monkeypatch.setattr("holdfast.report.figures._MANY", 0)
+    monkeypatch.setattr(page, "_LONG", 100)
+    (tmp_path / "report.html").write_text(page.render(dossier))
+    packed = re.search(r'id="data">([^<]*)<', (tmp_path / "report.html").read_text())[1]
+    data = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert data["tables"] and not any(name.endswith("-utility") for name in data["names"])
+    shown = opened(tmp_path / "report.html")
+    assert (shown.console, shown.requests) == ([], [])
+    assert any("main-svg" in (one.get("class") or "") for one in shown.document.all("svg"))
+    assert len(plain.all("table")) > len(Document((tmp_path / "report.html").read_text()).all("table"))

@@ -33,3 +33,25 @@ def test_damaged_files_are_named(tmp_path: Path, ending: str, read: Callable[[Ru
     (tmp_path / f"cells/{CELL.name}.{ending}").write_bytes(content)
     with pytest.raises(Problem, match=rf"cells/{CELL.name}.*again"):
         read(run, CELL.name)
+
+
+def _scored(run: Run, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        cell = Cell(subject="lox", attack=name, seed=0, status="done")
+        rows = [{"milestone": 0, "id": f"p{one}", "harm": (number + one) % 2 / 1} for one in range(3)]
+        run.save(cell, rows)
+
+
+def test_processes_read_the_scores_that_are_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, attacks = Run(tmp_path), ["a", "b", "c", "d", "e"]
+    _scored(run, attacks)
+    monkeypatch.setattr("holdfast.run._AHEAD", 2)
+    here = [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured()]
+    monkeypatch.setattr("holdfast.run._MANY", 1)
+    found = list(run.measured())
+    assert [(cell.name, dict(table.scores(0, "harm"))) for cell, table in found] == here
+    assert here[1] == ("lox.b.0", {"p0": 1.0, "p1": 0.0, "p2": 1.0})
+    assert len({id(table.layout) for _, table in found}) == 1
+    (tmp_path / "cells/lox.d.0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(Problem, match=r"lox\.d\.0\.parquet: damaged"):
+        list(run.measured())

@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from holdfast import statistics
+from holdfast.tables import Tables
 
 
 class TestProportion:
@@ -177,3 +178,17 @@ def test_detectable_difference_is_detected_four_times_in_five() -> None:
 
 def test_nothing_is_detectable_where_seeds_scatter_wildly() -> None:
     assert statistics.detectable(np.repeat([[-1.0], [1.0]], 60, axis=1)) == 1.0
+
+
+def test_scores_that_stack_say_what_dictionaries_do():
+    tables = Tables()
+    rows = [[{"milestone": 0, "id": one, "harm": harm} for one, harm in zip("cab", some, strict=True)]
+            for some in ((0.0, 1.0, 0.25), (1.0, 1.0, 0.0), (0.5, 0.0, 0.0))]  # fmt: skip
+    stacked = [tables.of_rows(some).scores(0, "harm") for some in rows]
+    plain = [{row["id"]: row["harm"] for row in some} for some in rows]
+    assert stacked == plain and statistics.mean(stacked) == statistics.mean(plain)
+    ours, theirs = ({0: some[0], 1: some[1], 5: some[2]} for some in (stacked, plain))
+    other = {0: stacked[1], 1: stacked[2], 7: stacked[0]}
+    gaps = statistics.gaps(ours, other)
+    assert np.array_equal(gaps, [[0.0, 0.25, -1.0], [1.0, 0.0, 0.5]])  # prompts a, b, c
+    assert np.array_equal(gaps, statistics.gaps(theirs, {seed: dict(some) for seed, some in other.items()}))

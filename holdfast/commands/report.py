@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from holdfast import evallog, policy, shell, verdict
+from holdfast import shell, verdict
 from holdfast.dossier import Dossier
 from holdfast.problem import Problem
 from holdfast.report import files, several
@@ -51,7 +51,11 @@ def _one(options: Report) -> int:
     if options.out is not None:
         raise Problem(f"--out {options.out}: a single run's page lies in its folder; give --out with several runs")
     run = Run.open(options.runs[0])
-    written = evallog.write(run, options.inspect) if options.inspect else []
+    written = []
+    if options.inspect:
+        from holdfast import evallog  # it knows the corpus, and so the models: seconds that few reports need
+
+        written = evallog.write(run, options.inspect)
     code = shell.told(run, _examples(run) if options.show_answers else None)
     if written:
         shell.say(f"Inspect logs: {len(written)} in {options.inspect}")
@@ -87,6 +91,8 @@ def _show(page: Path) -> None:
 
 def _examples(run: Run) -> list[dict[str, Any]]:
     """Prompts and answers of restricted prompts at the start and the end of every cell that kept them."""
+    from holdfast import policy  # as above
+
     corpus = run.manifest().corpus.get("file")
     if not isinstance(corpus, str):
         raise Problem(f"{run.folder}/run.json, corpus: names no file; leave out --show-answers")

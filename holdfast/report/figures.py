@@ -24,6 +24,16 @@ _SEEDS, _LINES = 12, 2000
 the page's bytes."""
 
 
+_MANY = 400
+"""Curves from which on an attack's figures are its harm alone, without single seeds, and its numbers stand in CSV files only:
+pages of a thousand curves would not open."""
+
+
+def crowded(index: Index) -> bool:
+    """Whether the run has so many curves that a page cannot say all of each."""
+    return len(index.dossier.curves) > _MANY
+
+
 class Panel(NamedTuple):
     """One figure with what the page says around it."""
 
@@ -44,6 +54,8 @@ def panels(index: Index, attack: AttackFacts) -> list[Panel]:
         return []
     table = tables.of_attack(index, attack)
     made = [_shares(index, attack, curves, "harm", table)]
+    if crowded(index):
+        return made
     if attack.axis == "steps" and not attack.negative_control:  # a severity is no clock
         made.append(survival(index, attack, curves, table))
     if not attack.negative_control:
@@ -56,8 +68,8 @@ Curves = list[tuple[int, SubjectFacts, Curve]]
 
 def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str, table: Table) -> Panel:
     """Harm or utility along the path: lines with bands on a clock, points with bars on a severity."""
-    figure, main = go.Figure(), field == "harm"
-    alone = min(_SEEDS, _LINES // max(len(index.dossier.curves), 1))
+    traces, main = [], field == "harm"
+    alone = 0 if crowded(index) else min(_SEEDS, _LINES // max(len(index.dossier.curves), 1))
     clock, styles = attack.axis == "steps" or attack in index.landscapes, looks(index.subjects)
     for turn, facts, curve in reversed(curves):  # what matters most on top
         dead = [point for point in curve.points if point.status == "dead"]
@@ -65,16 +77,17 @@ def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str, table
         scores = [getattr(point, field) for point in points]
         at = [_across(attack, point.position) for point in points]
         if clock:
-            figure.add_trace(_band(turn, styles[turn], at, scores))
+            traces.append(_band(turn, styles[turn], at, scores))
         if main:
             for seed in range(min(alone, max((len(point.per_seed) for point in curve.points), default=0))):
-                figure.add_trace(_seed(turn, styles[turn], attack, curve, seed))
+                traces.append(_seed(turn, styles[turn], attack, curve, seed))
         told = [hover.of_point(index, facts, attack, point) for point in points]
         if not clock and len(at) > 1:  # a touch apart, so that points that coincide can all be seen
             at = [place + (turn - (len(curves) - 1) / 2) * 0.012 * abs(at[-1] - at[0]) for place in at]
-        figure.add_trace(_line(turn, styles[turn], at, points, field, told, clock))
+        traces.append(_line(turn, styles[turn], at, points, field, told, clock))
         if dead:
-            figure.add_trace(_dead(index, turn, styles[turn], attack, facts, dead))
+            traces.append(_dead(index, turn, styles[turn], attack, facts, dead))
+    figure = go.Figure(traces)
     if main:
         threshold = index.dossier.manifest.threshold
         note = {"text": f"broken from {threshold:g}", "font": {"color": MUTED, "size": 11}, "name": "threshold"}
@@ -96,7 +109,7 @@ def _shares(index: Index, attack: AttackFacts, curves: Curves, field: str, table
 
 def survival(index: Index, attack: AttackFacts, curves: Curves, table: Table) -> Panel:
     """Share of seeds whose safety has not yet broken, with its exact interval; seeds that are all alike count as one."""
-    figure, styles = go.Figure(), looks(index.subjects)
+    traces, styles = [], looks(index.subjects)
     for turn, facts, curve in reversed(curves):
         look, cells = styles[turn], index.cells(facts, attack)
         seeds = 1 if alike(cells) else max((point.seeds for point in curve.points), default=0) or 1
@@ -114,7 +127,8 @@ def survival(index: Index, attack: AttackFacts, curves: Curves, table: Table) ->
         edges = [Score(value=0.0, low=low, high=high, n=seeds) for low, high in spans]
         band = _band(turn, look, _stairs(at), [edge for edge in edges for _ in (0, 1)][:-1])
         line = {"color": look.color, "dash": look.dash, "width": 2.2, "shape": "hv"}
-        figure.add_traces([band, _scatter(turn, "line", x=at, y=held, mode="lines", line=line, hovertext=told)])
+        traces += [band, _scatter(turn, "line", x=at, y=held, mode="lines", line=line, hovertext=told)]
+    figure = go.Figure(traces)
     _dress(figure, attack, curves, False)
     figure.update_yaxes(range=[-0.08, 1.06])
     ends = ", ".join(f"{words.clean(facts.name)} {curve.points[-1].held:.0%}" for _, facts, curve in curves)
@@ -242,18 +256,21 @@ def _label_ends(figure: go.Figure, curves: Curves, styles: list[Look], field: st
     """Each line's name at its end, moved apart where two would touch; the page's script drops them where it is narrow."""
     ends = [(getattr(curve.points[-1], field), turn, facts) for turn, facts, curve in curves]
     placed, apart = -1.0, 0.055 if not attack.negative_control else 0.11
-    top = 1.0 - apart * (len(ends) - 1)
+    top, labels = 1.0 - apart * (len(ends) - 1), []
     for score, turn, facts in sorted((one for one in ends if one[0]), key=lambda one: one[0].value):
         placed = max(min(score.value, top), placed + apart)
         top += apart
         name = {"color": styles[turn].color, "size": 13}
-        figure.add_annotation(
-            x=1.01,
-            xref="paper",
-            y=placed,
-            xanchor="left",
-            showarrow=False,
-            font=name,
-            text=plain(facts.name, 22),
-            name=str(turn),
+        labels.append(
+            go.layout.Annotation(
+                x=1.01,
+                xref="paper",
+                y=placed,
+                xanchor="left",
+                showarrow=False,
+                font=name,
+                text=plain(facts.name, 22),
+                name=str(turn),
+            )
         )
+    figure.layout.annotations += tuple(labels)

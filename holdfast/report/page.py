@@ -6,6 +6,7 @@ runs and nothing is fetched, whatever a model answered. No prompt and no answer 
 """
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from holdfast.evidence import INCOHERENT
 from holdfast.record import FAMILIES, SubjectFacts
 from holdfast.report import doubts, frontier, heads, words
 from holdfast.report.drawings import Drawings, drawings
-from holdfast.report.figures import Panel
+from holdfast.report.figures import Panel, crowded
 from holdfast.report.looks import Look, looks, palette
 from holdfast.report.sources import Sources
 from holdfast.report.tables import Table
@@ -33,6 +34,8 @@ from holdfast.units import short
 _HERE = Path(__file__).parent
 _ANSWERS = 200
 """Answers shown at most."""
+_LONG = 1_000_000
+"""Characters of the figures' data from which on they are packed."""
 _OPEN = 6
 """With more attacks than this each one's figures are folded away."""
 
@@ -65,6 +68,7 @@ def render(dossier: Dossier, answers: Sequence[dict[str, Any]] | None = None, so
         "attacks": [one for one in attacks if not one["facts"].negative_control],
         "families": _families(attacks),
         "folded": len(attacks) > _OPEN,
+        "crowded": crowded(index),
         "survivals": drawn.survivals,
         "survival_names": [attack.name for attack in heads.telling(index)],
         "cuts": drawn.cuts,
@@ -184,8 +188,10 @@ def _short(value: Any) -> Any:
 
 
 def _embedded(data: object) -> Markup:
-    """JSON that is safe inside a script element: no character that could end it or begin a comment."""
+    """JSON that is safe inside a script element: no character that could end it or begin a comment. Where it is long, packed."""
     text = json.dumps(data, separators=(",", ":"))
+    if len(text) > _LONG:
+        return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode())
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
