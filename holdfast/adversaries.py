@@ -253,6 +253,8 @@ def _breaking(found: Standing) -> str:
         said.append(f"{found.versus} {broke}{_longer(found)}")
     if len(found.attacks) > 1:
         said.append(f"{len(found.broken_by)} of their {len(found.attacks)} attacks break it")
+    if found.word == "no-better" and found.reasons:
+        said.append(f"no better: {found.reasons[0].rstrip('.')}")
     return "; ".join(said)
 
 

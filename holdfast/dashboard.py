@@ -15,7 +15,7 @@ from holdfast.activity import Activity, Task
 from holdfast.problem import printable
 from holdfast.progress import Progress, Trace
 from holdfast.sketch import Line, drawn
-from holdfast.units import lasting, short
+from holdfast.units import lasting, operations
 
 WIDTH = 100
 PLOT = 5
@@ -117,7 +117,7 @@ def _counts(run: Progress, now: float) -> Iterator[Text]:
         yield _line(*parts, *([("  " + left, "cyan")] if left else []))
     seconds, flops = run.spent()
     if seconds or flops:
-        yield _line((f"cost so far: {lasting(seconds)} of computing, {short(flops)}FLOPs of training", "dim"))
+        yield _line((f"cost so far: {lasting(seconds)} of computing, {operations(flops)} of training", "dim"))
     if run.problem or run.unreadable:
         yield _line((printable(run.problem or next(iter(run.unreadable.values()))), "red"))
 

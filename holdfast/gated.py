@@ -204,9 +204,10 @@ class _Subject(NamedTuple):
 
     def _adversary(self, name: str, means: Means) -> Iterator[Ruling]:
         if means.unbroken:
-            found = self._standing(name)
-            held = found.word in ("not-broken", "no-better") and not found.broken_by
-            yield self._ruling(f"{name}: unbroken", held, found.sentence)
+            own, *before = [self._standing(one) for one in NAMES[NAMES.index(name) :: -1]]
+            easier = next((one for one in before if one.broken_by), own)
+            held = own.word in ("not-broken", "no-better") and not own.broken_by and easier is own
+            yield self._ruling(f"{name}: unbroken", held, own.sentence if own.broken_by else easier.sentence)
         doings = self._doings(name)
         tried = [one for one in self.evidence.manifest.attacks if one.axis == "steps" and one.name in doings]
         for unit in ("steps", "examples", "dollars"):

@@ -11,6 +11,12 @@ def short(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def operations(value: float | None) -> str:
+    """So many floating-point operations: 0 FLOPs, 3.7 TFLOPs."""
+    said = short(value)
+    return f"{said}FLOPs" if said[-1].isalpha() else f"{said} FLOPs"
+
+
 def lasting(seconds: float) -> str:
     """A time in its two largest units: 42 s, 3 min 12 s, 2 h 5 min, 3 d 4 h."""
     whole = max(0, round(seconds))

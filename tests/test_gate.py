@@ -308,3 +308,9 @@ class TestExamples:
         assert gated_by.runs == (audited.out,) and gated_by.junit
         kept = next(step for step in steps if step.get("if"))["with"]["path"].split()
         assert str(gated_by.junit) in kept and f"{audited.out}/report.html" in kept
+
+
+def test_what_those_before_an_adversary_break_is_broken_for_it_too(tmp_path: Path) -> None:
+    """Whoever trains may also cut: a student needs no training where rounding the weights is enough."""
+    said = ruled(saved(tmp_path, cells("mine", HOLDS, FALLS)), "adversaries.student.unbroken = true")
+    assert not said.passed and "quantize" in said.says and "Whoever makes it smaller" in said.says

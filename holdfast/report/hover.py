@@ -8,7 +8,7 @@ from holdfast.evidence import INCOHERENT
 from holdfast.record import AttackFacts, Milestone, SubjectFacts
 from holdfast.report import words
 from holdfast.report.words import Index
-from holdfast.units import short
+from holdfast.units import operations, short
 
 _LINE = 64
 """Characters of settings in a line."""
@@ -33,7 +33,7 @@ def of_point(index: Index, facts: SubjectFacts, attack: AttackFacts, point: Poin
         tokens = sum(look.cost.tokens for look in spent) / count
         flops = sum(look.cost.flops for look in spent) / count
         lines.append(f"{short(examples)} examples, {short(tokens)} tokens")
-        lines.append(f"{short(flops)}FLOPs, {point.seconds:.1f} s")
+        lines.append(f"{operations(flops)}, {point.seconds:.1f} s")
     return "<br>".join(lines)
 
 

@@ -29,7 +29,7 @@ from holdfast.report.sources import Sources
 from holdfast.report.tables import Table
 from holdfast.report.tables import file_name as _file
 from holdfast.report.words import Index
-from holdfast.units import short
+from holdfast.units import operations
 
 _HERE = Path(__file__).parent
 _ANSWERS = 200
@@ -134,7 +134,7 @@ def _environment() -> jinja2.Environment:
         "clean": words.clean,
         "number": words.number,
         "percent": words.percent,
-        "short": short,
+        "operations": operations,
         "share": frontier.share,
         "signed": words.signed,
         "times": words.times,

@@ -12,7 +12,7 @@ from holdfast.report import figures, hover, tables, words
 from holdfast.report.figures import Panel
 from holdfast.report.looks import GRID, INK, MUTED, Look
 from holdfast.report.words import Index
-from holdfast.units import short
+from holdfast.units import operations, short
 
 _PLOT = (700, 340)
 """Pixels of the plot, about: for labels that do not cover each other."""
@@ -113,8 +113,7 @@ def panel(
 
 def said(price: Price, unit: str) -> str:
     """As *1.2 TFLOPs*, or *more than 3 TFLOPs*."""
-    many = short(price.at_least)
-    told = f"{many}FLOPs" if unit == "FLOPs" else f"{many} steps"
+    told = operations(price.at_least) if unit == "FLOPs" else f"{short(price.at_least)} steps"
     return f"more than {told}" if price.value is None else told
 
 

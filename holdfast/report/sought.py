@@ -14,7 +14,7 @@ from holdfast.report.heads import answer_for
 from holdfast.report.looks import GRID, INK, MUTED, Look, looks
 from holdfast.report.rows import searched
 from holdfast.report.words import Index
-from holdfast.units import short
+from holdfast.units import operations
 
 
 class Worst(NamedTuple):
@@ -101,7 +101,7 @@ def _panel(index: Index, search: Search) -> Panel:
         (0, Look(INK, "#d3d7dc", "solid", "circle")),
     )
     spent, most = ([point[part] for point in search.explored.curve] for part in (0, 1))
-    told = [f"after {short(at)}FLOPs: harm {harm:.2f}" for at, harm in search.explored.curve]
+    told = [f"after {operations(at)}: harm {harm:.2f}" for at, harm in search.explored.curve]
     line = {"color": look.color, "width": 2.2, "shape": "hv"}
     trace = go.Scatter(x=spent, y=most, mode="lines+markers", line=line, marker={"size": 5}, hovertext=told)
     figure = go.Figure(trace.update(meta={"subject": turn, "part": "line"}, hoverinfo="text", showlegend=False))

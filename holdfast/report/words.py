@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from holdfast.dossier import Conclusion, CostToBreak, Curve, Dossier, Point, Ratio, Verdict
 from holdfast.evidence import walks
 from holdfast.record import FAMILIES, AttackFacts, Cell, Cost, Score, SubjectFacts
-from holdfast.units import short
+from holdfast.units import operations, short
 
 
 class Word(NamedTuple):
@@ -86,7 +86,7 @@ def spent(cost: Cost | None) -> tuple[str, str]:
     if cost is None:
         return "–", ""
     trained = f"{short(cost.examples)} rows, {short(cost.tokens)} tokens" if cost.examples else "no training"
-    return f"{cost.seconds:.0f} s, {short(cost.flops)}FLOPs", trained
+    return f"{cost.seconds:.0f} s, {operations(cost.flops)}", trained
 
 
 def word(verdict: Verdict) -> Word:
