@@ -313,10 +313,10 @@ class TestDamage:
     def test_a_report_names_it(
         self, tmp_path: Path, finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        shutil.copytree(finished[1], tmp_path / "run")
         for ending in ("parquet", "json"):
-            half(tmp_path / f"run/cells/twin.own.0.{ending}")
-            assert cli.main(["report", str(tmp_path / "run")]) == 2
+            run = shutil.copytree(finished[1], tmp_path / ending)
+            half(run / f"cells/twin.own.0.{ending}")
+            assert cli.main(["report", str(run)]) == 2
             assert f"twin.own.0.{ending}" in capsys.readouterr().err
 
     def test_where_every_cell_failed_the_exit_code_says_so(
