@@ -15,6 +15,7 @@ from holdfast.dossier import Check, Conclusion, Curve, Dossier, Verdict
 from holdfast.problem import Problem, meant
 from holdfast.record import AttackFacts, Cell, Manifest, Milestone
 from holdfast.report import figures, page, words
+from holdfast.report.hover import plain
 from holdfast.report.sources import sources
 from holdfast.report.words import Index
 from holdfast.run import Run
@@ -210,7 +211,7 @@ def _together(index: Index, drawn: list[tuple[AttackFacts, figures.Panel]]) -> g
     """Panels beside each other, two a row, with one legend."""
     across = min(2, len(drawn))
     down = -(-len(drawn) // across)
-    titles = [f"{figures.plain(attack.name)}: {panel.title.lower()}" for attack, panel in drawn]
+    titles = [f"{plain(attack.name)}: {panel.title.lower()}" for attack, panel in drawn]
     gap = 0.35 / down if down > 1 else 0.0
     figure = make_subplots(down, across, subplot_titles=titles, vertical_spacing=gap, horizontal_spacing=0.08)
     told: set[int] = set()
@@ -222,7 +223,7 @@ def _together(index: Index, drawn: list[tuple[AttackFacts, figures.Panel]]) -> g
             subject = trace.meta["subject"]
             legend = trace.meta["part"] == "line" and subject not in told
             told |= {subject} if legend else set()
-            named = {"name": figures.plain(index.subjects[subject].name), "legendgroup": str(subject)}
+            named = {"name": plain(index.subjects[subject].name), "legendgroup": str(subject)}
             figure.add_trace(go.Scatter(trace).update(showlegend=legend, **named), **place)
         for name, update in (("xaxis", figure.update_xaxes), ("yaxis", figure.update_yaxes)):
             axis = panel.figure.layout[name].to_plotly_json()

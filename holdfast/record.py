@@ -1,6 +1,6 @@
 """What an audit measures: costs, scores, milestones, cells, and what was run. Knows no torch, and no files (`run.py` does)."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
@@ -85,11 +85,11 @@ def _known(given: Any, made: ValidatorFunctionWrapHandler) -> Score:
     elif isinstance(given, dict) and given.keys() == Score.model_fields.keys():
         key = given["value"], given["low"], given["high"], given["n"]
     else:
-        return made(given)
+        return cast(Score, made(given))
     try:
         return _SCORES[key]
     except (KeyError, TypeError):  # a list has no hash, and is no number either
-        score = made(given)
+        score = cast(Score, made(given))
     if len(_SCORES) < _MOST:
         _SCORES[score.value, score.low, score.high, score.n] = score
     return score

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from multiprocessing import current_process
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -176,7 +176,7 @@ class Run:
             if table is None or not len(table):
                 return []
             Tables().of_table(table)
-            return table.to_pylist()
+            return cast(list[dict[str, Any]], table.to_pylist())
         except (pa.ArrowException, ValueError) as error:
             raise self._spoiled(name, error) from error
 
