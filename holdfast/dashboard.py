@@ -67,6 +67,8 @@ def summary(run: Progress, now: float) -> str:
         told += [f"{len(run.unreadable)} unreadable"] if run.unreadable else []
         if run.now and run.now.doing == "hardening":
             told.insert(0, f"hardening {', '.join(task.name for task in run.now.tasks)}")
+        elif run.now and run.now.says:
+            told.insert(0, run.now.says)
     if run.state == "running" and run.now:
         told += [f"{len(run.now.tasks)} at work"] if run.now.doing == "attacking" else []
         told += [one for one in [_left(run, now)] if one]

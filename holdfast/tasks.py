@@ -24,9 +24,9 @@ def checked_utility(value: Any) -> Any:
     value = utility(value)
     if not isinstance(value, dict):
         return value
-    method = value.get("method", "lm-eval")
+    method = str(value.get("method", "lm-eval"))
     if method not in KINDS:
-        raise Problem(f"utility: no tasks of {method!r} are known; {meant(str(method), KINDS)}")
+        raise Problem(f"utility: no tasks of {method!r} are known; {meant(method, KINDS)}")
     return checked(KINDS[method], value, "utility")
 
 

@@ -140,7 +140,10 @@ def toml(content: Any, chance: Random) -> bytes:
     if chance.random() < 0.2:
         return mutations.raw(_toml(content).encode(), chance)
     found = mutations.tree(content, chance)
-    return _toml(found if isinstance(found, dict) else {"name": found}).encode("utf-8", "surrogatepass")
+    try:
+        return _toml(found if isinstance(found, dict) else {"name": found}).encode("utf-8", "surrogatepass")
+    except RecursionError:  # it is nested deeper than this can write; the reader gets as deep a value
+        return f"name = {'[' * 5000}{']' * 5000}\n".encode()
 
 
 def _toml(table: dict[str, Any]) -> str:

@@ -354,3 +354,7 @@ class TestWild:
             assert str(problem)
         else:
             assert Recipe.model_validate(recipe.dump(found)) == found
+
+
+def test_a_kind_of_tasks_that_is_no_word_is_refused(tmp_path: Path) -> None:
+    assert "utility: no tasks of" in refused(tmp_path, utility={"method": {"a": 1}, "tasks": ["x"]})
