@@ -280,7 +280,7 @@ def text_of(path: Path, name: str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise Problem(f"{path}: no such file; fetch {name} and put it there") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # of letters that are none, or of a name that no file can have
         raise Problem(f"{path}: cannot be read as text ({error}); fetch {name} again") from error
 
 

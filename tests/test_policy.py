@@ -170,6 +170,7 @@ class TestReading:
             ('prompts = "prompts.csv"', "", "holds no prompt"),
             ("prompts.csv", "prompts.txt", "neither CSV nor JSONL"),
             ("prompts.csv", "other.csv", "other.csv: no such file"),
+            ("prompts.csv", r"o\u0000r.csv", "cannot be read as text"),
         ],
     )
     def test_a_wrong_head_is_named(self, tmp_path: Path, old: str, new: str, says: str) -> None:
