@@ -221,7 +221,7 @@ class TestValues:
         monkeypatch.setitem(sys.modules, "__main__", main)
         with pytest.raises(Problem, match=r"Mine: defined in a notebook or at a prompt.*%%writefile mine\.py"):
             values.named(Mine(), "attacks")
-        main.__file__ = "/work/go.py"
+        main.__file__ = "/somewhere/go.py"
         with pytest.raises(Problem, match=r"Mine: defined in the script go\.py.*mine\.py, and import it"):
             values.named(Mine(), "attacks")
         monkeypatch.setattr(Mine, "__module__", "exec")
