@@ -20,7 +20,7 @@ from holdfast.units import lasting, operations
 WIDTH = 100
 PLOT = 5
 """Lines of the plot, without its axis."""
-_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "damaged": "red"}
+STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "damaged": "red"}
 _DOING = {
     "preparing": "looking over models and prompts",
     "hardening": "hardening the subjects",
@@ -89,7 +89,7 @@ def _heading(run: Progress, now: float) -> Text:
     return _line(
         (printable(run.wanted.name or run.folder.resolve().name), "bold"),
         "  ",
-        (rest[0], _STYLES[state]),
+        (rest[0], STYLES[state]),
         (", ".join(["", *rest[1:]]), "dim"),
     )
 

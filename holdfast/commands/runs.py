@@ -9,13 +9,13 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from holdfast import speech
+from holdfast.dashboard import STYLES
 from holdfast.following import Reader, is_run
 from holdfast.problem import Problem, printable
 from holdfast.progress import Progress
 from holdfast.report.words import WORDS
 from holdfast.run import Run
 
-STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "damaged": "red"}
 WORST = (
     "dead",
     "broken",
