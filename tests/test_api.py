@@ -31,7 +31,9 @@ ASKED = {"corpus": "prompts.jsonl", "seeds": [0], "processes": 1, "progress": Fa
 
 
 def blocks(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```python(?: title=\"[^\"]+\")?\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL
+    )
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +131,7 @@ class TestDocs:
         known: dict[str, Any] = {"__name__": "notebook"}
         exec(compile(block, "README.md", "exec"), known)
         assert {one.subject for one in known["run"].cells} == {"undefended", "released"}
-        assert known["run"].conclusions[0].versus == "undefended" and known["run"].folder == Path(
-            "runs/audit-my-hardened"
-        )
+        assert known["run"].conclusions[0].versus == "undefended" and known["run"].folder == Path("runs/audit-my-lox")
 
 
 class TestAudited:
