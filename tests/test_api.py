@@ -36,13 +36,18 @@ def blocks(page: str) -> list[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def place(checkpoint: Callable[[str], tiny.Made], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder as the pages have it, to work in."""
-    root, made = tmp_path_factory.mktemp("python"), checkpoint("llama")
+def furnish(root: Path, made: tiny.Made) -> None:
+    """Puts into a folder what the pages take for given."""
     (root / "my-aligned").symlink_to(made.aligned)
     (root / "my-base").symlink_to(made.base)
     tiny.corpus().save(root / "prompts.jsonl")
+
+
+@pytest.fixture(scope="module")
+def place(checkpoint: Callable[[str], tiny.Made], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder as the pages have it, to work in."""
+    root = tmp_path_factory.mktemp("python")
+    furnish(root, checkpoint("llama"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.syspath_prepend(str(root))
@@ -126,7 +131,11 @@ class TestDocs:
         note = json.loads((told["lox"] / "holdfast.json").read_text())["defense"]
         assert (note["rank"], note["strength"]) == (2, 0.5)
 
-    def test_the_readme(self, place: Path) -> None:
+    def test_the_readme(
+        self, checkpoint: Callable[[str], tiny.Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        furnish(tmp_path, checkpoint("llama"))
+        monkeypatch.chdir(tmp_path)
         (block,) = blocks("README.md")
         known: dict[str, Any] = {"__name__": "notebook"}
         exec(compile(block, "README.md", "exec"), known)
