@@ -150,7 +150,10 @@ def test_a_recipe_as_resolved_is_a_recipe(tmp_path: Path) -> None:
 
 SAVING = """
 const kinds = [], names = [], make = URL.createObjectURL;
-URL.createObjectURL = (blob) => { kinds.push(blob.type); return make.call(URL, blob); };
+URL.createObjectURL = (blob) => {
+  if (blob.type !== "text/javascript") kinds.push(blob.type);
+  return make.call(URL, blob);
+};
 const click = HTMLAnchorElement.prototype.click;
 HTMLAnchorElement.prototype.click = function () { names.push(this.download); };
 const wait = (ready) => new Promise((done) => { const look = () => ready() ? done() : setTimeout(look, 20); look(); });

@@ -100,6 +100,14 @@ def test_silent_and_offline(plain: Path, shown: Opened) -> None:
     assert plain.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_browser_that_cannot_draw_says_so(tmp_path: Path, plain: Path) -> None:
+    """Here for a policy that does not let the library through: the reader is sent to the tables."""
+    path = tmp_path / "report.html"
+    path.write_text(plain.read_text().replace(" &#39;strict-dynamic&#39;", "", 1))
+    (told,) = [one for one in opened(path).document.all("p") if one.get("id") == "undrawn"]
+    assert "hidden" not in told
+
+
 def test_dark_follows_the_reader(plain: Path) -> None:
     """Charts take the dark palette where the reader prefers it."""
     shown = opened(plain, "--blink-settings=preferredColorScheme=0")
@@ -118,7 +126,9 @@ def test_hostile_text_is_inert(tmp_path: Path) -> None:
     shown = opened(path)
     assert shown.console == []
     assert shown.document.all("img") == []
-    assert len(shown.document.all("script")) == 3
+    kinds = [(one.get("type"), one.get("id"), (one.get("src") or "")[:5]) for one in shown.document.all("script")]
+    own = {("application/json", "data", ""), ("text/plain", "library", ""), (None, None, ""), (None, None, "blob:")}
+    assert len(kinds) == 4 and {*kinds} == own
     assert not any(name.startswith("on") for element in shown.document.elements for name in element.attributes)
     assert re.search(
         r"hacked.*· holdfast", shown.document.text

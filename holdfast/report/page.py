@@ -1,8 +1,9 @@
 """The page: a dossier as one HTML file that loads nothing, for a screen, a phone, paper or a screen reader.
 
 Everything that comes from a model, a corpus or a recipe is escaped by Jinja2, cut to a length and freed of control
-characters; the page's own two scripts are named by their hashes in its content security policy, so that nothing else
-runs and nothing is fetched, whatever a model answered. No prompt and no answer is on the page unless given.
+characters; the page's own script is named by its hash in its content security policy, so that nothing runs but it and
+the library that it loads from the page, and nothing is fetched, whatever a model answered. No prompt and no answer is on
+the page unless given.
 """
 
 import base64
@@ -10,6 +11,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,7 @@ def render(dossier: Dossier, answers: Sequence[dict[str, Any]] | None = None, so
 
 def whole(template: str, panels: Sequence[Panel], shown: Mapping[str, Any]) -> str:
     """A template's page, complete in itself: with the figures, the tables behind them and the scripts that draw them."""
-    library, script = get_plotlyjs(), (_HERE / "page.js.jinja").read_text()
+    script = (_HERE / "page.js.jinja").read_text()
     numbers = {id(panel): number for number, panel in enumerate(panels)}
     tables = {id(panel.table): panel.table for panel in panels}
     order, pools = list(tables), _Pools()
@@ -114,9 +116,9 @@ def whole(template: str, panels: Sequence[Panel], shown: Mapping[str, Any]) -> s
         .render(
             **shown,
             number_of=lambda panel: numbers[id(panel)],
-            library=Markup(library),
+            library=_library(),
             script=Markup(script),
-            policy=f"{_hash(library)} {_hash(script)}",
+            policy=f"{_hash(script)} 'strict-dynamic'",
             data=_embedded(data),
         )
     )
@@ -191,10 +193,20 @@ def _embedded(data: object) -> Markup:
     """JSON that is safe inside a script element: no character that could end it or begin a comment. Where it is long, packed."""
     text = json.dumps(data, separators=(",", ":"))
     if len(text) > _LONG:
-        return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode())
+        return _packed(text)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def _packed(text: str) -> Markup:
+    return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode())
+
+
+@cache
+def _library() -> Markup:
+    """plotly.js, packed."""
+    return _packed(get_plotlyjs())
 
 
 def _hash(script: str) -> str:
