@@ -36,7 +36,6 @@ COMMANDS = {
 }
 LONGEST = 2000
 """Characters of a message: what it quotes may be anything."""
-ROOMS = {"organism": "organisms", "harden": "defenses", "judge": "evals"}
 
 
 def overview() -> str:

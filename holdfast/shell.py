@@ -1,17 +1,15 @@
-"""How a command that works on models speaks with whoever calls it, beside `speech`, whose words are here too."""
+"""What commands that work on models share, beside how they speak (`speech`): the method named, the run judged and told."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from holdfast import verdict
+from holdfast import speech, verdict
 from holdfast.dossier import Dossier
 from holdfast.problem import Problem
-from holdfast.quiet import quiet
 from holdfast.report import page, terminal
 from holdfast.report.sources import sources
 from holdfast.run import Run
-from holdfast.speech import Unset, console, parse, say
 
 if TYPE_CHECKING:
     from holdfast.method import Room
@@ -33,23 +31,19 @@ def method(room: "Room", command: str, places: type[Any], words: list[str]) -> t
         raise SystemExit(0 if words else 2)
     found = methods.find(room, words[0])
     both = Annotated[places, tyro.conf.arg(name="")], Annotated[found, tyro.conf.arg(name="")]
-    return parse(tuple[both], f"{command} {words[0]}", words[1:], (found.__doc__ or "").strip())
+    return speech.parse(tuple[both], f"{command} {words[0]}", words[1:], (found.__doc__ or "").strip())
 
 
 def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
     dossier: Dossier = verdict.write(run)
     page.write(dossier, run.folder / "report.html", examples, sources(run))
-    console.print(terminal.table(dossier))
+    speech.console.print(terminal.table(dossier))
     places = "", f"page: {run.folder / 'report.html'}", f"verdict: {run.folder / 'verdict.json'}"
     for line in (*(f"not run: {one}" for one in dossier.manifest.not_run), *places, dossier.manifest.kept):
-        say(line)
+        speech.say(line)
     failed = [cell for cell in dossier.cells if cell.status == "failed"]
     if failed and len(failed) == len(dossier.cells):
-        say(f"every cell failed: nothing was measured; {failed[0].name}: {failed[0].reason}")
+        speech.say(f"every cell failed: nothing was measured; {failed[0].name}: {failed[0].reason}")
         return 1
     return 0
-
-
-__all__ = ["Unset", "console", "method", "parse", "say", "some", "told"]
-quiet()

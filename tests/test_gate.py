@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import runs
-from holdfast import ci, cli, gate, gated, shell, verdict
+from holdfast import ci, cli, gate, gated, shell, speech, verdict
 from holdfast.ci import Ruling
 from holdfast.commands import audit as audit_command
 from holdfast.commands import gate as gate_command
@@ -300,8 +300,8 @@ class TestExamples:
         harden, audit, gating = (words[2:] for words in said)
         places, defense = shell.method("defenses", "harden", harden_command.Places, harden)
         assert places.base and places.corpus and type(defense).__name__ == "LoX"
-        audited = shell.parse(audit_command.Audit, "audit", audit)
-        gated_by = shell.parse(gate_command.Gate, "gate", gating)
+        audited = speech.parse(audit_command.Audit, "audit", audit)
+        gated_by = speech.parse(gate_command.Gate, "gate", gating)
         assert (
             audited.tier == "smoke" and Path(audited.model) == places.out and Path(audited.twin) == Path(places.model)
         )

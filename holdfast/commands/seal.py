@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional
 
 import holdfast
-from holdfast import disk, redaction, rejudged, shell, signing, verdict
+from holdfast import disk, redaction, rejudged, signing, speech, verdict
 from holdfast import seal as seals
 from holdfast.problem import Problem
 from holdfast.report import page
@@ -27,20 +27,20 @@ PASSPHRASE = "HOLDFAST_PASSPHRASE"
 class Seal:
     """Write seal.json: the SHA-256 of every record of a run, of its verdict and of its page. `holdfast verify` checks it."""
 
-    run: Annotated[Positional[Path | None], shell.Unset] = None
+    run: Annotated[Positional[Path | None], speech.Unset] = None
     """Folder of the run."""
-    key: Annotated[Path | None, shell.Unset] = None
+    key: Annotated[Path | None, speech.Unset] = None
     """Sign the seal with this secret key of minisign's; writes seal.json.minisig."""
-    share: Annotated[Path | None, shell.Unset] = None
+    share: Annotated[Path | None, speech.Unset] = None
     """Write the sealed files to this new folder, prompts and answers as hashes."""
-    new_key: Annotated[Path | None, shell.Unset] = None
+    new_key: Annotated[Path | None, speech.Unset] = None
     """Make a key first: the secret one in this new file (0600), the public one beside it in FILE.pub."""
-    passphrase: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    passphrase: Annotated[FlagCreatePairsOff[bool], speech.Unset] = False
     """With --new-key: ask for a passphrase that guards the key (or take it from HOLDFAST_PASSPHRASE)."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Seal, "seal", words)
+    options = speech.parse(Seal, "seal", words)
     if options.run is None and options.new_key is None:
         raise Problem("seal: names no run; give its folder, or --new-key FILE to make a key")
     if options.passphrase and options.new_key is None:
@@ -50,8 +50,8 @@ def main(words: list[str]) -> int:
     run = Run.open(options.run) if options.run else None
     if options.new_key:
         name = signing.new_key(options.new_key, _chosen() if options.passphrase else None)
-        shell.say(f"secret key {name}: {options.new_key} (keep it; nobody else may read it)")
-        shell.say(f"public key: {options.new_key}.pub (publish it, but not beside the run alone)")
+        speech.say(f"secret key {name}: {options.new_key} (keep it; nobody else may read it)")
+        speech.say(f"public key: {options.new_key}.pub (publish it, but not beside the run alone)")
     if run:
         _seal(run, options.key or options.new_key, options.share)
     return 0
@@ -78,15 +78,15 @@ def _seal(run: Run, key: Path | None, share: Path | None) -> None:
                     disk.write(aside / name, hidden.get(name) or (run.folder / name).read_bytes())
                 _write(aside, content, signed[0] if signed else None)
         _write(run.folder, content, signed[0] if signed else None)
-    shell.say(f"sealed: {len(made.files)} files in {run.folder / seals.NAME}")
-    shell.say(
+    speech.say(f"sealed: {len(made.files)} files in {run.folder / seals.NAME}")
+    speech.say(
         f"signed by key {signed[1]}: {run.folder / seals.SIGNATURE}" if signed else "not signed; --key FILE signs"
     )
     if share:
-        shell.say(f"to share: {share}, {len(hidden)} files with prompts and answers as hashes")
+        speech.say(f"to share: {share}, {len(hidden)} files with prompts and answers as hashes")
     elif hidden:
         first = ", ".join([*hidden][:3])
-        shell.say(f"{len(hidden)} files hold prompts or answers ({first}); --share FOLDER writes a copy without")
+        speech.say(f"{len(hidden)} files hold prompts or answers ({first}); --share FOLDER writes a copy without")
 
 
 def _hidden(run: Run, names: list[str], paged: bool) -> dict[str, bytes]:
@@ -106,7 +106,7 @@ def _refuse_leaks(run: Run, names: list[str], hidden: dict[str, bytes]) -> None:
     """Nothing is shared that holds a prompt of the corpus."""
     corpus = Path(run.read("run.json")["corpus"].get("file", ""))
     if not corpus.is_file():
-        shell.say(f"the corpus {corpus} is not here: whether another file holds a prompt of it was not looked up")
+        speech.say(f"the corpus {corpus} is not here: whether another file holds a prompt of it was not looked up")
         return
     files = ((name, hidden.get(name) or (run.folder / name).read_bytes()) for name in names)
     if found := redaction.leaks(files, corpus):
