@@ -237,6 +237,7 @@ def _attack_facts(recipe: Recipe) -> Iterator[AttackFacts]:
             axis=method.axis,
             family=method.family,
             negative_control=attack.negative_control,
+            needs=method.needs,
             settings=method.model_dump(mode="json"),
             seeds=tuple(attack.seeds or recipe.seeds),
             found=attack.found,
