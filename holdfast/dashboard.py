@@ -195,7 +195,7 @@ def _worst(run: Progress, worst: Trace, width: int, drawing: bool) -> Iterator[R
         f" step{'s' * (worst.at != 1)}" if worst.axis == "steps" else ""
     )
     seeds = f", {worst.seeds} seed{'s' * (worst.seeds != 1)} so far"
-    broke = ("broken", "red") if run.broken(worst) else ("not broken", "green")
+    broke = worst.word, "red" if worst.broken else "green"
     name = printable(f"{worst.subject} under {worst.attack}")
     yield _line(("worst so far: ", "bold"), broke, f", {name}, {reached}{seeds}")
     if not drawing:
