@@ -51,7 +51,7 @@ class Seal(Record):
     """ISO time, UTC."""
     files: Files
     shared: Files
-    """Of files that hold prompts or answers, the SHA-256 of the copy without them: either is whole."""
+    """Of files that hold prompts, answers or names of folders, the SHA-256 of the copy without: either is whole."""
 
 
 class Compared(NamedTuple):
@@ -59,7 +59,7 @@ class Compared(NamedTuple):
 
     unchanged: tuple[str, ...]
     shared: tuple[str, ...]
-    """Of the unchanged, those that are the copy without prompts and answers."""
+    """Of the unchanged, those that are the copy without prompts, answers and names of folders."""
     changed: tuple[str, ...]
     missing: tuple[str, ...]
     added: tuple[str, ...]

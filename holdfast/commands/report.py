@@ -5,7 +5,7 @@ import sys
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -15,9 +15,6 @@ from holdfast.problem import Problem
 from holdfast.report import files, several
 from holdfast.report.sources import sources
 from holdfast.run import Run
-
-SHOWN = 8
-"""Examples of each kind that `--show-answers` takes from a cell."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def _one(options: Report) -> int:
         from holdfast import evallog  # it knows the corpus, and so the models: seconds that few reports need
 
         written = evallog.write(run, options.inspect)
-    code = shell.told(run, _examples(run) if options.show_answers else None)
+    code = shell.told(run, shell.examples_of(run) if options.show_answers else None)
     if written:
         speech.say(f"Inspect logs: {len(written)} in {options.inspect}")
     if options.figures:
@@ -87,25 +84,3 @@ def _show(page: Path) -> None:
     screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if os.environ.get("CI") or not screen or not webbrowser.open(page.resolve().as_uri()):
         speech.say(f"no browser here to open it in; the page is one file, {page.resolve()}")
-
-
-def _examples(run: Run) -> list[dict[str, Any]]:
-    """Prompts and answers of restricted prompts at the start and the end of every cell that kept them."""
-    from holdfast import policy  # as above
-
-    corpus = run.manifest().corpus.get("file")
-    if not isinstance(corpus, str):
-        raise Problem(f"{run.folder}/run.json, corpus: names no file; leave out --show-answers")
-    texts = {row.id: row.text for row in policy.prompts(Path(corpus)).rows}
-    found = []
-    for cell in run.cells():
-        rows = [row for row in run.rows(cell.name) if row.get("kind") == "restricted" and row.get("answer") is not None]
-        for index in sorted({0, len(cell.milestones) - 1}):
-            for row in [row for row in rows if row["milestone"] == index][:SHOWN]:
-                place = {"subject": cell.subject, "attack": cell.attack, "seed": cell.seed, "milestone": index}
-                found.append(
-                    place | {"kind": row["kind"], "text": texts.get(row["id"], row["id"]), "answer": row["answer"]}
-                )
-    if not found:
-        raise Problem(f"{run.folder}: the audit kept no answers; audit again with --keep-answers to another --out")
-    return found

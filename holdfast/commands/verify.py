@@ -79,7 +79,7 @@ def _page(file: Path, seal: Seal) -> Iterator[str]:
 
 def _folder(folder: Path, seal: Seal) -> Iterator[str]:
     found = seals.compared(folder, seal)
-    hashed = f", {len(found.shared)} of them with prompts and answers as hashes" if found.shared else ""
+    hashed = f", {len(found.shared)} of them without prompts, answers and names of folders" if found.shared else ""
     speech.say(f"unchanged: {len(found.unchanged)} of {len(seal.files)} files{hashed}")
     for what in ("changed", "missing", "added"):
         names = getattr(found, what)
