@@ -82,7 +82,7 @@ def read(path: Path) -> GatePolicy:
         raise Problem(f"{path}: cannot be read ({error.strerror}); give a TOML file, as examples/gate.toml") from error
     except (ValueError, RecursionError) as error:
         raise Problem(f"{path}: not valid TOML ({error}); mend it") from error
-    policy: GatePolicy = checked(GatePolicy, content, str(path))
+    policy = checked(GatePolicy, content, str(path))
     if policy.signed_by is not None and not signing.is_line(policy.signed_by):
         policy = policy.model_copy(update={"signed_by": str(path.parent / policy.signed_by)})
     for name, means in policy.adversaries.items():

@@ -291,7 +291,11 @@ class TestHostile:
 class TestExamples:
     def test_a_key_lies_beside_the_policy(self, tmp_path: Path) -> None:
         line = "RWQv4vWFwPwBMLx6TVO9M7WiChHCcAFDi2u7qI8vXRrGq/oUZooRKigw"
-        for written, means in (("keys/team.pub", str(tmp_path / "keys/team.pub")), ("/keys/team.pub",) * 2, (line, line)):
+        for written, means in (
+            ("keys/team.pub", str(tmp_path / "keys/team.pub")),
+            ("/keys/team.pub",) * 2,
+            (line, line),
+        ):
             (tmp_path / "gate.toml").write_text(f'signed_by = "{written}"')
             assert gate.read(tmp_path / "gate.toml").signed_by == means
 

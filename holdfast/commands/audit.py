@@ -85,13 +85,11 @@ def main(words: list[str]) -> int:
 
 def _chosen(options: Audit) -> Recipe:
     """The recipe given, or the tier's for the model given."""
-    own = options.model, options.base, options.twin, options.corpus, options.tier, options.harm, options.second
-    own += (options.utility,)
+    places = options.base, options.twin, options.corpus, options.harm, options.second
     if options.recipe is not None:
-        if any(one is not None for one in own):
+        if any(one is not None for one in (*places, options.model, options.tier, options.utility)):
             raise Problem(f"{options.recipe}: a recipe says itself what is audited; leave out --model and its like")
         return recipe.load(options.recipe, tuple(options.set))
     if options.model is None:
         raise Problem("audit: gives neither a recipe nor --model; holdfast audit --help tells more")
-    places = options.base, options.twin, options.corpus, options.harm, options.second
     return tiered(options.tier or "smoke", options.model, *places, tuple(options.set), options.utility)

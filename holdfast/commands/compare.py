@@ -94,8 +94,8 @@ def main(words: list[str]) -> int:
     speech.console.print(_table(found))
     for note in facts["notes"]:
         speech.say(f"note: {note}")
-    asked = f"asked in {time.monotonic() - started:.0f} s"
-    speech.say(f"{found.same} of {found.prompts} answers are the same, word by word; {asked}")
+    took = f"asked in {time.monotonic() - started:.0f} s"
+    speech.say(f"{found.same} of {found.prompts} answers are the same, word by word; {took}")
     speech.console.print(Text(_sentence(found), _STYLES[found.verdict]), soft_wrap=True)
     speech.say(f"comparison: {out / 'comparison.json'}")
     return CODES[found.verdict]
