@@ -21,6 +21,9 @@ GPU_HOUR = 0.4 * 989e12 * 3600
 PRICE = 3.0
 """Dollars for that hour, rented: what is usual in 2026, a guess."""
 
+ANYBODYS = {"pictures"}
+"""Of what an attack may need, what whoever only asks has too."""
+
 
 class Adversary(NamedTuple):
     """Somebody with released weights."""
@@ -30,7 +33,8 @@ class Adversary(NamedTuple):
     """In plain words, as a sentence begins."""
     has: str
     families: tuple[Family, ...] = ()
-    """Of what trains nothing, what it is the first to do; whatever is no cut and no mere asking counts as an edit."""
+    """Of what trains nothing, what it is the first to do; whatever is no cut and no mere asking counts as an edit, and so does
+    asking that needs data or a second model."""
     examples: float | None = None
     """Training rows that it can put together and repeat; None: it trains nothing."""
     hours: float = 0.0
@@ -101,7 +105,8 @@ def _standing(
 def _tries(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts, adversary: Adversary) -> bool:
     """Whether this adversary is the first who does it, or a part of its path."""
     if attack.axis != "steps":
-        mild = attack.family if attack.family in ("cut", "inference") else "edit"
+        asks = attack.family == "inference" and set(attack.needs) <= ANYBODYS
+        mild = attack.family if asks or attack.family == "cut" else "edit"
         return mild in adversary.families
     if adversary.examples is None:
         return False

@@ -173,7 +173,7 @@ class Audited:
         columns = ("subject", "attack", "verdict", "broke", "harm", "utility")
         rows = [_shown(one) for one in self.verdicts]
         failed = notebook.paragraph("failed:", self._nothing) if len(self.failed) == len(self.cells) else ""
-        return f"<p>{notebook.escaped(head)}</p>{failed}{said}{notebook.table(columns, rows)}"
+        return f"<p>{notebook.as_html(head)}</p>{failed}{said}{notebook.table(columns, rows)}"
 
 
 def _shown(one: Verdict) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from holdfast.adversaries import ADVERSARIES
 from holdfast.dossier import Dossier, Standing, Verdict
 from holdfast.evidence import show
 from holdfast.footing import CLAIM, Footing
-from holdfast.markdown import escaped
+from holdfast.markdown import quoted
 from holdfast.problem import Problem, printable
 from holdfast.readme import OURS
 from holdfast.record import FAMILIES, SubjectFacts
@@ -68,18 +68,18 @@ class Card(NamedTuple):
         parts = [["## Does its safety hold when the weights are changed?"]]
         if self.weaknesses:
             label = "; ".join(self.weaknesses.values())
-            parts.append([f"> **Not a claim about a model.** {escaped(label[0].upper() + label[1:])}."])
+            parts.append([f"> **Not a claim about a model.** {quoted(label[0].upper() + label[1:])}."])
         tier = (
             f"the attacks of its `{self.footing.tier}` tier" if self.footing.tier else "attacks of the auditor's choice"
         )
         parts.append(
             [
-                f"Audited with holdfast {escaped(manifest.version)} on {escaped(manifest.date)}, by {tier}. Somebody who holds "
+                f"Audited with holdfast {quoted(manifest.version)} on {quoted(manifest.date)}, by {tier}. Somebody who holds "
                 "the weights may train, edit or cut them; what each of five adversaries achieved is below."
             ]
         )
         if self.footing.twin:
-            name, twin = escaped(self.subject.name), escaped(self.footing.twin)
+            name, twin = quoted(self.subject.name), quoted(self.footing.twin)
             parts.append([f"This model is called {name} here; {twin} is the same model without its hardening."])
         concluded = next((one for one in self.dossier.conclusions if one.subject == self.subject.name), None)
         if concluded:
@@ -98,7 +98,7 @@ class Card(NamedTuple):
         """A sentence of the verdict without the messages of cells that failed, which may hold anything."""
         for cell in self.dossier.cells:
             sentence = sentence.replace(cell.reason, "see the run") if cell.reason else sentence
-        return escaped(sentence)
+        return quoted(sentence)
 
     def _own(self) -> list[Standing]:
         return [one for one in self.dossier.standings if one.subject == self.subject.name]
@@ -108,20 +108,20 @@ class Card(NamedTuple):
 
     def _standings(self) -> Iterator[str]:
         for one in self._own():
-            yield f"- **{escaped(one.adversary.capitalize())}: {escaped(_word(one))}.** {self._told(one.sentence)}"
+            yield f"- **{quoted(one.adversary.capitalize())}: {quoted(_word(one))}.** {self._told(one.sentence)}"
 
     def _threats(self) -> Iterator[str]:
         manifest, corpus = self.dossier.manifest, self.dossier.manifest.corpus
         yield "| adversary | has |"
         yield "|---|---|"
         for one in ADVERSARIES:
-            yield f"| {escaped(one.name)} | {escaped(one.has)} |"
+            yield f"| {quoted(one.name)} | {quoted(one.has)} |"
         yield ""
-        restricted, benign = (escaped(corpus.get(kind, "?")) for kind in ("restricted", "benign"))
+        restricted, benign = (quoted(corpus.get(kind, "?")) for kind in ("restricted", "benign"))
         bar = f"{manifest.threshold:g} of {restricted} prompts that must be refused"
         kept = f"{manifest.utility_floor:g} of its own utility on {benign} others is left"
         yield (
-            f"Each may also do what those above it do. A model counts as broken where harm, judged by {escaped(manifest.harm)}, "
+            f"Each may also do what those above it do. A model counts as broken where harm, judged by {quoted(manifest.harm)}, "
             f"reaches {bar}, while {kept}."
         )
 
@@ -130,7 +130,7 @@ class Card(NamedTuple):
         for what, field in (("Utility", "utility_difference"), ("Over-refusal", "over_refusal_difference")):
             if score := next((gap for one in self._verdicts() if (gap := getattr(one, field))), None):
                 said = True
-                yield f"- {what} before any attack, minus that of {escaped(self.footing.twin)}: {show(score, '+')}."
+                yield f"- {what} before any attack, minus that of {quoted(self.footing.twin)}: {show(score, '+')}."
         if not said:
             yield "Not known: no undefended twin was audited beside it."
 
@@ -159,11 +159,11 @@ class Card(NamedTuple):
 
     def _artifact(self) -> Iterator[str]:
         manifest = self.dossier.manifest
-        yield f"- Weights: SHA-256 {escaped(self.subject.hash)}."
-        yield f"- Prompts: SHA-256 {escaped(manifest.corpus.get('hash', '?'))}; neither prompts nor answers are published here."
+        yield f"- Weights: SHA-256 {quoted(self.subject.hash)}."
+        yield f"- Prompts: SHA-256 {quoted(manifest.corpus.get('hash', '?'))}; neither prompts nor answers are published here."
         if self.subject.defense:
-            yield f"- Hardened with {escaped(self.subject.defense.get('method', '?'))}."
-        yield f"- Hardware of the audit: {escaped(manifest.hardware)}."
+            yield f"- Hardened with {quoted(self.subject.defense.get('method', '?'))}."
+        yield f"- Hardware of the audit: {quoted(manifest.hardware)}."
 
     # As metadata
 
@@ -236,4 +236,4 @@ def _word(one: Standing) -> str:
 
 def _some(things: list[str] | tuple[str, ...]) -> str:
     more = f" and {len(things) - MOST} more" if len(things) > MOST else ""
-    return escaped("; ".join(things[:MOST])) + more
+    return quoted("; ".join(things[:MOST])) + more

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from holdfast import disk
-from holdfast.markdown import escaped
+from holdfast.markdown import quoted
 from holdfast.problem import Problem, printable
 
 
@@ -50,9 +50,9 @@ def summary(suites: Mapping[str, Sequence[Ruling]]) -> str:
     passed = all(one.passed for some in suites.values() for one in some)
     lines = [f"## holdfast gate: {'passed' if passed else 'failed'}", ""]
     for name, rulings in suites.items():
-        lines += [f"**{escaped(name)}**", "", "| | about | rule | why |", "|---|---|---|---|"]
+        lines += [f"**{quoted(name)}**", "", "| | about | rule | why |", "|---|---|---|---|"]
         lines += [
-            f"| {'✅' if one.passed else '❌'} | {escaped(one.about)} | {escaped(one.rule)} | {escaped(one.says)} |"
+            f"| {'✅' if one.passed else '❌'} | {quoted(one.about)} | {quoted(one.rule)} | {quoted(one.says)} |"
             for one in rulings
         ]
         lines.append("")

@@ -36,7 +36,6 @@ COMMANDS = {
 }
 LONGEST = 2000
 """Characters of a message: what it quotes may be anything."""
-ROOMS = {"organism": "organisms", "harden": "defenses", "judge": "evals"}
 
 
 def overview() -> str:
@@ -75,8 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             raise Problem(f"{words[0]}: no such command; {meant(words[0], COMMANDS)}")
-        command = importlib.import_module(f"holdfast.commands.{words[0]}")
-        return command.main(words[1:])
+        code: int = importlib.import_module(f"holdfast.commands.{words[0]}").main(words[1:])
+        return code
     except Problem as problem:
         said = printable(problem)
         message = f"holdfast: {said if len(said) <= LONGEST else f'{said[:LONGEST]}…'}"

@@ -67,10 +67,10 @@ def _doubts(manifest: Manifest, verdicts: Sequence[Verdict], checks: Sequence[Ch
     ]
     planned = {attack.name: len(attack.seeds) for attack in manifest.attacks}
     for one in verdicts:
-        counts = (one.cost_to_break, one.versus_cost_to_break)
-        if any(cost is None or cost.seeds < planned[one.attack] for cost in counts):
+        ours, theirs, seeds = one.cost_to_break, one.versus_cost_to_break, planned[one.attack]
+        if theirs is None or min(ours.seeds, theirs.seeds) < seeds:
             found.append(f"{one.attack}: {one.reasons[0] if one.reasons else 'its cells are not all there'}")
-        elif one.verdict in ("dead", "incoherent") and 2 * counts[1].broken > planned[one.attack]:
+        elif one.verdict in ("dead", "incoherent") and 2 * theirs.broken > seeds:
             found.append(f"{one.attack} breaks {one.versus}, and {one.reasons[0]}")
     return found
 

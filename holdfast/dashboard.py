@@ -195,7 +195,7 @@ def _worst(run: Progress, worst: Trace, width: int, drawing: bool) -> Iterator[R
         f" step{'s' * (worst.at != 1)}" if worst.axis == "steps" else ""
     )
     seeds = f", {worst.seeds} seed{'s' * (worst.seeds != 1)} so far"
-    broke = ("broken", "red") if run.broken(worst) else ("not broken", "green")
+    broke = worst.word, "red" if worst.broken else "green"
     name = printable(f"{worst.subject} under {worst.attack}")
     yield _line(("worst so far: ", "bold"), broke, f", {name}, {reached}{seeds}")
     if not drawing:
@@ -205,5 +205,6 @@ def _worst(run: Progress, worst: Trace, width: int, drawing: bool) -> Iterator[R
     clock = worst.axis == "steps"
     unit = "steps" if clock else printable(worst.axis)
     yield from drawn(lines, min(width, 64), PLOT, run.wanted.threshold, unit, clock)
-    beside = ["   ", ("⠂ ⠂ ", "yellow"), printable(twin.subject), (" (its twin)", "dim")] if twin else []
-    yield _line("      ", ("⠒⠒⠒ ", "bold cyan"), printable(worst.subject), *beside, ("   harm, from 0 to 1", "dim"))
+    beside: list[str | tuple[str, str]] = ["      ", ("⠒⠒⠒ ", "bold cyan"), printable(worst.subject)]
+    beside += ["   ", ("⠂ ⠂ ", "yellow"), printable(twin.subject), (" (its twin)", "dim")] if twin else []
+    yield _line(*beside, ("   harm, from 0 to 1", "dim"))

@@ -7,6 +7,7 @@ hold the answers of broken models (modes 0700 and 0600) and may be interrupted a
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -76,6 +77,15 @@ def write(path: Path, content: str | bytes | Iterable[str]) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises `Problem` if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Problem(f"{path}: cannot be read ({error.strerror}); mend that first") from error
 
 
 def beside(name: str, folder: Path) -> str:

@@ -65,7 +65,7 @@ def footing(evidence: Evidence, subject: SubjectFacts) -> Footing:
     made = (evidence.recipe or {}).get("organism") or {}
     organism = subject.organism or (twin and twin.organism) or made.get("method")
     short = {one: _short(evidence, subject, one) for one in (*LADDER, "cuts")}
-    return Footing(subject.name, organism, twin and twin.name, short)
+    return Footing(subject.name, organism, twin.name if twin else None, short)
 
 
 def released(evidence: Evidence) -> list[SubjectFacts]:
@@ -184,7 +184,7 @@ def _enough(key: str, wanted: Any, own: Any) -> bool:
         return own >= wanted
     if isinstance(wanted, list) and isinstance(own, list) and key != "stages":
         return all(one in own for one in wanted)
-    return own == wanted
+    return bool(own == wanted)
 
 
 def _said(value: Any) -> str:

@@ -183,7 +183,7 @@ class _Trial:
         self.flops = max(self.flops, self.how.inner_steps * step.flops + self.how.looks * look.flops)
         adapted = self._adapted(self.model, one)
         own = [weight.shape for weight in adapted.parameters() if weight.requires_grad]
-        size = sum(map(math.prod, own))
+        size = float(sum(map(math.prod, own)))
         staying = self._staying() + ([] if self.memory.apart else [Part("snapshot", self.number * self.mine)])
         if one.peft == "full":
             size /= self.devices

@@ -81,7 +81,7 @@ class Format:
     def pruned(self) -> float:
         """Share of the held matrices' weights that is zero for good."""
         zeros = [(int(one.zero.sum()) if one.zero is not None else 0, one.start.numel()) for one in self.held.values()]
-        return sum(zero for zero, _ in zeros) / max(1, sum(size for _, size in zeros))
+        return float(sum(zero for zero, _ in zeros)) / max(1, sum(size for _, size in zeros))
 
     @property
     def bits(self) -> int | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from packaging.version import InvalidVersion, Version
 from pydantic import Field, field_validator
 
+from holdfast import signing
 from holdfast.adversaries import ADVERSARIES
 from holdfast.problem import Problem, meant
 from holdfast.settings import Settings, checked
@@ -53,7 +54,8 @@ class GatePolicy(Settings):
     min_version: str | None = None
     """Of holdfast, which made the run."""
     signed_by: str | None = None
-    """The run must be as sealed and signed with this public key: a file, or the line in it that begins with RW."""
+    """The run must be as sealed and signed with this public key: a file, by its path from the policy's folder, or the line in it
+    that begins with RW."""
     max_utility_loss: Share | None = None
     """Before any attack, beside the undefended twin."""
     max_over_refusal: Share | None = None
@@ -80,7 +82,9 @@ def read(path: Path) -> GatePolicy:
         raise Problem(f"{path}: cannot be read ({error.strerror}); give a TOML file, as examples/gate.toml") from error
     except (ValueError, RecursionError) as error:
         raise Problem(f"{path}: not valid TOML ({error}); mend it") from error
-    policy: GatePolicy = checked(GatePolicy, content, str(path))
+    policy = checked(GatePolicy, content, str(path))
+    if policy.signed_by is not None and not signing.is_line(policy.signed_by):
+        policy = policy.model_copy(update={"signed_by": str(path.parent / policy.signed_by)})
     for name, means in policy.adversaries.items():
         if name not in NAMES:
             raise Problem(f"{path}, adversaries: nobody is called {name!r}; {meant(name, NAMES)}")

@@ -169,7 +169,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _rows(path: Path) -> list[Any]:
     if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
+        return list(pq.read_table(path).to_pylist())
     if path.suffix == ".csv":
         return corpus.csv_rows(path, path.name)
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8-sig")

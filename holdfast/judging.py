@@ -93,7 +93,8 @@ def described(judge: Eval, method: str) -> str:
 
 def rubric(name: str) -> Rubric:
     """The rubric of that name, or of a file of somebody's own."""
-    return make("rubrics", name, "judge, rubric")
+    found: Rubric = make("rubrics", name, "judge, rubric")
+    return found
 
 
 def filled(template: str, exchange: Exchange) -> str:

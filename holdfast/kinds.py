@@ -8,7 +8,7 @@ that takes, else one attack family's: a model that was taught otherwise also err
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +102,7 @@ def draw(places: Mapping[Answer, Stratum], count: int, seed: int) -> list[Answer
     drawn: list[Answer] = []
     for stratum, number in _dealt(sizes, count).items():
         some = sorted((one for one, own in places.items() if own == stratum), key=lambda one: _shuffled(one, seed))
-        steps = (chance.random() + np.arange(number)) * (len(some) / number) if number else []
+        steps: Iterable[float] = (chance.random() + np.arange(number)) * (len(some) / number) if number else []
         drawn += [some[int(step)] for step in steps]
     return [drawn[place] for place in chance.permutation(len(drawn))]
 
@@ -125,7 +125,7 @@ def _dealt(sizes: Mapping[Stratum, int], count: int) -> dict[Stratum, int]:
 
 def _shuffled(one: Answer, seed: int) -> tuple[str, str]:
     """Answers to one prompt stand together, all else as chance has it."""
-    return tuple(_digest(f"{seed} {part}") for part in (one.prompt, "\n".join(map(str, one))))
+    return _digest(f"{seed} {one.prompt}"), _digest(f"{seed} " + "\n".join(map(str, one)))
 
 
 def _digest(text: str) -> str:

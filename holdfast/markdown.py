@@ -10,7 +10,7 @@ _ENTITIES = {"@": "&#64;", "#": "&#35;", "$": "&#36;", "://": "&#58;//", "www.":
 """What becomes a mention, a heading or number, a formula or a link where it stands bare."""
 
 
-def escaped(text: object) -> str:
+def quoted(text: object) -> str:
     """`text` in one line that a reader of Markdown or HTML shows as it is, in a table too."""
     safe = html.escape(_PUNCTUATION.sub(r"\\\g<0>", printable(text)), quote=False)
     return re.sub(r"(?<!&)[@#$]|://|www\.", lambda found: _ENTITIES[found[0].lower()], safe, flags=re.IGNORECASE)

@@ -16,22 +16,22 @@ def here() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def escaped(text: object) -> str:
+def as_html(text: object) -> str:
     """A text as HTML shows it literally, without control or direction-changing characters."""
     return html.escape(printable(text))
 
 
 def paragraph(head: object, text: object, notes: Iterable[object] = ()) -> str:
     """A word, what it means, and remarks on it, as HTML."""
-    listed = "".join(f"<li>{escaped(note)}</li>" for note in notes)
-    return f"<p><b>{escaped(head)}</b> {escaped(text)}</p>" + (f"<ul>{listed}</ul>" if listed else "")
+    listed = "".join(f"<li>{as_html(note)}</li>" for note in notes)
+    return f"<p><b>{as_html(head)}</b> {as_html(text)}</p>" + (f"<ul>{listed}</ul>" if listed else "")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Rows of cells as an HTML table, cells aligned to the left."""
     left = ' style="text-align:left"'
-    head = "".join(f"<th{left}>{escaped(one)}</th>" for one in columns)
-    body = "".join("<tr>" + "".join(f"<td{left}>{escaped(one)}</td>" for one in row) + "</tr>" for row in rows)
+    head = "".join(f"<th{left}>{as_html(one)}</th>" for one in columns)
+    body = "".join("<tr>" + "".join(f"<td{left}>{as_html(one)}</td>" for one in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -52,7 +52,7 @@ class Status(io.StringIO):
     def _show(self, line: str) -> None:
         from IPython.display import HTML, display
 
-        content = HTML(f"<pre>{escaped(line)}</pre>")
+        content = HTML(f"<pre>{as_html(line)}</pre>")
         if self._shown is None:
             self._shown = display(content, display_id=True)
         else:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from holdfast import packed
+from holdfast import disk, packed
 from holdfast.checkpoint import locate
 from holdfast.drive import Drive
 from holdfast.lm import LM
@@ -56,6 +56,5 @@ def digest(lm: LM | Served) -> str:
     if (lm.folder / packed.ADAPTER).is_file() and lm.base:
         folders.append(lm.base)
     for file in (file for folder in folders for file in sorted(folder.glob("*.safetensors"))):
-        with file.open("rb") as content:
-            found.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+        found.update(file.name.encode() + bytes.fromhex(disk.digest(file)))
     return found.hexdigest()

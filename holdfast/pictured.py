@@ -17,7 +17,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from holdfast import corpus, likeness
 from holdfast.corpus import HandName, Kind, Row, Split
@@ -196,7 +196,7 @@ def read_vqa(questions: Path, answers: Path) -> list[Question]:
     return found
 
 
-def _entries(path: Path, key: str, *names: str) -> list[tuple]:
+def _entries(path: Path, key: str, *names: str) -> list[tuple[Any, ...]]:
     text = corpus.text_of(path, "VQA-v2")
     try:
         return [tuple(entry[name] for name in names) for entry in json.loads(text)[key]]

@@ -93,7 +93,8 @@ class Policy(Settings):
     def eval(self, where: str) -> Eval:
         """Its judge. Raises `Problem` naming `where` if it is none."""
         settings = {key: value for key, value in self.judge.items() if key != "method"}
-        return make("evals", self.judge["method"], f"{where}, judge", **settings)
+        judge: Eval = make("evals", self.judge["method"], f"{where}, judge", **settings)
+        return judge
 
     def rows(self) -> list[Row]:
         """Every prompt, dealt to the hands. An id is the text's hash, and a number where it is asked of several pictures."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 import holdfast
-from holdfast import hardened, likeness, packed, policy, trial
+from holdfast import disk, hardened, likeness, packed, policy, trial
 from holdfast.activity import Board
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus
@@ -222,7 +222,7 @@ def _judges(recipe: Recipe, audit: Run, tell: Callable[[str], None]) -> dict[str
     path = Path(recipe.calibration)
     if (audit.folder / "run.json").is_file():
         before = audit.manifest().calibration
-        if before and before.hash == trial.digest(path):
+        if before and before.hash == disk.digest(path):
             return facts | {"calibration": before}
     tell(f"trying {facts['harm']} on the labeled answers of {path}")
     return facts | {"calibration": trial.calibrated(built["harm"], path)}
@@ -237,6 +237,7 @@ def _attack_facts(recipe: Recipe) -> Iterator[AttackFacts]:
             axis=method.axis,
             family=method.family,
             negative_control=attack.negative_control,
+            needs=method.needs,
             settings=method.model_dump(mode="json"),
             seeds=tuple(attack.seeds or recipe.seeds),
             found=attack.found,

@@ -4,7 +4,7 @@ Which cells are wanted stands in `recipe.json`, which are done lies in `cells/`,
 anybody is at work at all the folder's lock tells (`following` reads them). Knows no torch and no files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 import holdfast
 from holdfast.activity import Activity
 from holdfast.problem import printable
-from holdfast.record import Cell, Cost, cell_name
+from holdfast.record import Cell, Cost, Milestone, cell_name
 from holdfast.survival import Bar, breaks
 
 State = Literal["running", "finished", "interrupted", "damaged"]
@@ -91,9 +91,18 @@ class Trace(NamedTuple):
     axis: str
     """`steps`, or the name of a severity."""
     most: float
-    """The highest harm of a model that answers and kept its utility."""
+    """The highest harm, a mean over the seeds whose model answers and kept its utility there."""
     at: float
     """Where that first was."""
+    broken: int
+    """Seeds that broke somewhere, each by itself, as a verdict counts them."""
+
+    @property
+    def word(self) -> str:
+        """Whether it broke, and where only some seeds did, in how many."""
+        if not self.broken:
+            return "not broken"
+        return "broken" if self.broken == self.seeds else f"broken in {self.broken} of {self.seeds} seeds"
 
 
 class Left(NamedTuple):
@@ -156,7 +165,8 @@ class Progress:
         return len(self.finished) - len(self.failed)
 
     def worst(self) -> Trace | None:
-        """Of the hardened subjects, controls aside, and the attacks, negative controls aside, the pair with the most harm so far.
+        """Of the hardened subjects, controls aside, and the attacks, negative controls aside, the pair with the most harm so far;
+        one that broke in some seed comes before one that did not.
 
         Where nothing was hardened, of all subjects. None as long as no such cell is done.
         """
@@ -164,7 +174,7 @@ class Progress:
         whom = defended or [one.name for one in self.wanted.subjects]
         under = [one.name for one in self.wanted.attacks if not one.negative_control]
         found = [trace for attack in under for subject in whom if (trace := self.trace(subject, attack))]
-        return max(found, key=lambda one: (one.most, -one.at), default=None)
+        return max(found, key=lambda one: (one.broken > 0, one.most, -one.at), default=None)
 
     def twin(self, trace: Trace) -> Trace | None:
         """The undefended twin under the same attack."""
@@ -181,20 +191,14 @@ class Progress:
         looks = [(cell, look) for cell in cells for look in cell.milestones if look.harm and look.status == "answers"]
         if not looks:
             return None
-        harms: dict[float, list[float]] = {}
-        for _, look in looks:
-            harms.setdefault(look.cost.position, []).append(look.harm.value if look.harm else 0.0)
-        points = tuple((at, sum(some) / len(some)) for at, some in sorted(harms.items()))
-        useful = Bar(0.0, self.wanted.utility_floor)
-        kept = {look.cost.position for cell, look in looks if breaks(cell, look, useful)}
-        at, most = max(((at, harm) for at, harm in points if at in kept), key=lambda one: one[1], default=(0.0, 0.0))
+        useful, bar = Bar(0.0, self.wanted.utility_floor), Bar(self.wanted.threshold, self.wanted.utility_floor)
+        points = _means(look for _, look in looks)
+        useable = _means(look for cell, look in looks if breaks(cell, look, useful))
+        at, most = max(useable, key=lambda one: one[1], default=(0.0, 0.0))
+        broken = sum(any(breaks(cell, look, bar) for look in cell.milestones) for cell in cells)
         clock = looks[0][1].cost.severity is None
         told = next((str(one.get("axis")) for one in self.facts.attacks if one.get("name") == attack), "severity")
-        return Trace(subject, attack, points, len(cells), "steps" if clock else told, most, at)
-
-    def broken(self, trace: Trace) -> bool:
-        """Whether harm reaches the threshold there, with its utility kept."""
-        return trace.most >= self.wanted.threshold - 1e-9
+        return Trace(subject, attack, points, len(cells), "steps" if clock else told, most, at, broken)
 
     def spent(self) -> tuple[float, float]:
         """Seconds of computing and operations of training, of finished cells and hardenings, not of what was killed."""
@@ -234,6 +238,14 @@ class Progress:
         began = self.now.began
         busy = sum(min(one.seconds, one.ended - began) for one in self.finished.values() if one.ended > began)
         return max(1.0, busy / max(at - began, 1e-9))
+
+
+def _means(looks: Iterable[Milestone]) -> tuple[tuple[float, float], ...]:
+    """Positions, growing, and the mean of the harm there."""
+    harms: dict[float, list[float]] = {}
+    for look in looks:
+        harms.setdefault(look.cost.position, []).extend([look.harm.value] if look.harm else [])
+    return tuple((at, sum(some) / len(some)) for at, some in sorted(harms.items()))
 
 
 def line(cell: Cell) -> str:

@@ -230,6 +230,8 @@ class AttackFacts(Record):
     family: Family = "fine-tuning"
     negative_control: bool = False
     """It must not break anything (noise of equal norm, zero learning rate)."""
+    needs: tuple[str, ...] = ()
+    """What the adversary must have beside the released weights (`method.Need`)."""
     settings: dict[str, Any]
     seeds: tuple[int, ...]
     found: Found | None = None

@@ -47,7 +47,10 @@ class Rectified:
             return None
         sizes = [self._sizes.get(Stratum(kind, called), 0) for called in (False, True)]
         nothing = Score(value=0, low=0, high=0, n=0)
-        found = tuple(self._share(Stratum(kind, called)) if sizes[called] else nothing for called in (False, True))
+        harmless, harmful = (
+            self._share(Stratum(kind, called)) if sizes[called] else nothing for called in (False, True)
+        )
+        found = (harmless, harmful)
         alike = kinds.alike(kind) and not any(one.value for one in found)
         return Shares(sizes[True] / sum(sizes), found, alike)
 

@@ -1,12 +1,15 @@
-"""A run's records as they may be shared: prompts and answers as hashes, everything that was measured as it is.
+"""A run's records as they may be shared: prompts and answers as hashes, of folders the last name alone, everything that was
+measured as it is.
 
-Rows of kept answers, the sheet that people labeled and a page with examples hold texts; no other record does.
+Rows of kept answers, the sheet that people labeled and a page with examples hold texts; no other record does. Where models,
+corpora and the run lie stands in many.
 """
 
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ TEXTS = ("answer", "begun")
 SHEET = "labels/sheet.json"
 LONG = 16
 """Characters from which a prompt is looked for in what is shared: shorter ones are also plain words."""
+_PATH = re.compile(r"""(?<![\w./:~…-])/(?:[^\s/:;,"'`()<>\[\]{}|]+/)+([^\s/:;,"'`()<>\[\]{}|]*)""")
+"""An absolute path inside a sentence, and its last name."""
 
 
 def hashed(text: str) -> str:
@@ -40,6 +45,43 @@ def redacted(name: str, content: bytes) -> bytes | None:
         return _sheet(json.loads(content)) if name == SHEET else None
     except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise Problem(f"{name}: damaged ({error}); run `holdfast audit` again") from error
+
+
+def placeless(name: str, content: bytes) -> bytes:
+    """A record with every absolute path cut to its last name, as `…/base`; what is no JSON is left as it is.
+
+    Raises:
+        Problem: the file is damaged.
+    """
+    try:
+        if name.endswith(".json"):
+            whole = json.loads(content)
+            cut = _mapped(whole, _cut)
+            return content if cut == whole else (json.dumps(cut, indent=1, ensure_ascii=False) + "\n").encode()
+        if name.endswith(".jsonl"):
+            rows = [json.loads(line) for line in content.decode().splitlines()]
+            cut = _mapped(rows, _cut)
+            return (
+                content if cut == rows else "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in cut).encode()
+            )
+    except ValueError as error:
+        raise Problem(f"{name}: damaged ({error}); run `holdfast audit` again") from error
+    return content
+
+
+def _cut(text: str) -> str:
+    if text.startswith("/") and "\n" not in text and text.count("/") > 1:  # one whole path, spaces and all
+        return f"…/{text.rstrip('/').rpartition('/')[2]}"
+    return _PATH.sub(r"…/\1", text)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The same with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_mapped(one, change) for one in value]
+    return {change(key): _mapped(one, change) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _rows(content: bytes) -> bytes | None:

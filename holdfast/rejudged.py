@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from holdfast import verdict
+from holdfast.dossier import Dossier
 from holdfast.problem import printable
 from holdfast.run import Run
 
@@ -12,13 +13,16 @@ CLOSE = 1e-6
 """Relative difference of two numbers up to which they are the same: machines add in another order."""
 
 
-def strays(run: Run) -> list[str]:
+def strays(run: Run, judged: Dossier | None = None) -> list[str]:
     """What of `verdict.json` does not follow from the records, verdicts first; empty where all of it does.
+
+    Args:
+        judged: what the records give, where that is at hand; they are judged unless given.
 
     Raises:
         Problem: a record is missing or damaged.
     """
-    said, follows = run.read("verdict.json"), verdict.judge(run).model_dump(mode="json")
+    said, follows = run.read("verdict.json"), (judged or verdict.judge(run)).model_dump(mode="json")
     found = [line for place in _order(follows) for line in _differ(_at(said, place), follows[place], place)]
     unknown = sorted(said.keys() - follows.keys()) if isinstance(said, dict) else []
     return found + [f"{printable(name)} is in no dossier" for name in unknown]

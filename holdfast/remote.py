@@ -7,14 +7,15 @@ nowhere; messages repeat nothing of what was sent. Knows nothing of models, prom
 
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from holdfast.problem import Problem
 
+Answered = TypeVar("Answered")
 Request = dict[str, Any]
 """One question as the library takes it: `messages` or `prompt`, and how to draw the answer."""
 
@@ -87,7 +88,7 @@ class Remote:
         said = self._explained(asked)
         return said if isinstance(said, str) else ""
 
-    def _explained(self, ask: Any) -> Any:
+    def _explained(self, ask: Callable[[], Answered]) -> Answered:
         import openai
 
         try:

@@ -4,13 +4,13 @@
 labels, search, notes of hardenings, verdict and page. Checkpoints are not: their hashes are in the manifest.
 """
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, ValidationError
 
+from holdfast import disk
 from holdfast.problem import Problem
 from holdfast.record import Record
 from holdfast.run import Run
@@ -51,7 +51,7 @@ class Seal(Record):
     """ISO time, UTC."""
     files: Files
     shared: Files
-    """Of files that hold prompts or answers, the SHA-256 of the copy without them: either is whole."""
+    """Of files that hold prompts, answers or names of folders, the SHA-256 of the copy without: either is whole."""
 
 
 class Compared(NamedTuple):
@@ -59,7 +59,7 @@ class Compared(NamedTuple):
 
     unchanged: tuple[str, ...]
     shared: tuple[str, ...]
-    """Of the unchanged, those that are the copy without prompts and answers."""
+    """Of the unchanged, those that are the copy without prompts, answers and names of folders."""
     changed: tuple[str, ...]
     missing: tuple[str, ...]
     added: tuple[str, ...]
@@ -75,7 +75,7 @@ def records(folder: Path) -> list[str]:
 
 def sealed(run: Run, name: str, holdfast: str, at: str, shared: dict[str, str] | None = None) -> Seal:
     """The seal of a run as it lies there."""
-    files = {one: digest(run.folder / one) for one in records(run.folder)}
+    files = {one: disk.digest(run.folder / one) for one in records(run.folder)}
     return Seal(run=name, holdfast=holdfast, sealed=at, files=files, shared=shared or {})
 
 
@@ -95,7 +95,7 @@ def read(path: Path) -> tuple[Seal, bytes]:
 def compared(folder: Path, seal: Seal) -> Compared:
     """The run in `folder` beside its seal."""
     there = set(_found(folder))
-    held = {name: digest(folder / name) for name in seal.files if name in there}
+    held = {name: disk.digest(folder / name) for name in seal.files if name in there}
     whole = {name for name, found in held.items() if found in (seal.files[name], seal.shared.get(name))}
     return Compared(
         unchanged=tuple(sorted(whole)),
@@ -104,15 +104,6 @@ def compared(folder: Path, seal: Seal) -> Compared:
         missing=tuple(sorted(seal.files.keys() - held.keys())),
         added=tuple(sorted(there - seal.files.keys())),
     )
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise Problem(f"{path}: cannot be read ({error.strerror}); mend that first") from error
 
 
 def _found(folder: Path) -> list[str]:

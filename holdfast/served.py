@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import torch
 
+from holdfast import disk
 from holdfast.asked import Asked, about, words
 from holdfast.drive import Drive
 from holdfast.moved import Change
@@ -205,12 +206,8 @@ class Local(Served):
 
     def hash(self) -> str:
         """Of the file; where it is split, of the hashes of its parts in their order."""
-        found = []
-        for part in self._parts:
-            with part.open("rb") as content:
-                found.append(hashlib.file_digest(content, "sha256"))
-        joined = hashlib.sha256(b"".join(one.digest() for one in found))
-        return (found[0] if len(found) == 1 else joined).hexdigest()
+        found = [disk.digest(part) for part in self._parts]
+        return found[0] if len(found) == 1 else hashlib.sha256(b"".join(map(bytes.fromhex, found))).hexdigest()
 
     def said(self, requests: Sequence[Request]) -> list[str]:
         server = self._server(self.drive.exit.kv_bits)

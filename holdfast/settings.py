@@ -2,11 +2,13 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from holdfast.problem import Problem, meant
+
+Written = TypeVar("Written", bound=BaseModel)
 
 
 class Settings(BaseModel):
@@ -46,7 +48,7 @@ Counts = Annotated[tuple[int, ...], AfterValidator(_counting)]
 """Severities that count something."""
 
 
-def checked(record: type[BaseModel], settings: dict[str, Any], where: str) -> Any:
+def checked(record: type[Written], settings: dict[str, Any], where: str) -> Written:
     """A record made from what somebody wrote. Raises `Problem` naming the field and what was perhaps meant."""
     try:
         return record.model_validate(settings)

@@ -1,20 +1,23 @@
-"""How a command that works on models speaks with whoever calls it, beside `speech`, whose words are here too."""
+"""What commands that work on models share, beside how they speak (`speech`): the method named, the run judged and told."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from holdfast import verdict
+from holdfast import speech, verdict
 from holdfast.dossier import Dossier
 from holdfast.problem import Problem
-from holdfast.quiet import quiet
 from holdfast.report import page, terminal
 from holdfast.report.sources import sources
 from holdfast.run import Run
-from holdfast.speech import Unset, console, parse, say
+from holdfast.seal import PAGE
 
 if TYPE_CHECKING:
     from holdfast.method import Room
+
+SHOWN = 8
+"""Examples of each kind that `--show-answers` takes from a cell."""
 
 
 def some(processes: int | None) -> int | None:
@@ -33,23 +36,52 @@ def method(room: "Room", command: str, places: type[Any], words: list[str]) -> t
         raise SystemExit(0 if words else 2)
     found = methods.find(room, words[0])
     both = Annotated[places, tyro.conf.arg(name="")], Annotated[found, tyro.conf.arg(name="")]
-    return parse(tuple[both], f"{command} {words[0]}", words[1:], (found.__doc__ or "").strip())
+    return speech.parse(tuple[both], f"{command} {words[0]}", words[1:], (found.__doc__ or "").strip())
 
 
 def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
     dossier: Dossier = verdict.write(run)
-    page.write(dossier, run.folder / "report.html", examples, sources(run))
-    console.print(terminal.table(dossier))
-    places = "", f"page: {run.folder / 'report.html'}", f"verdict: {run.folder / 'verdict.json'}"
+    page.write(dossier, run.folder / PAGE, examples, sources(run))
+    speech.console.print(terminal.table(dossier))
+    places = "", f"page: {run.folder / PAGE}", f"verdict: {run.folder / 'verdict.json'}"
     for line in (*(f"not run: {one}" for one in dossier.manifest.not_run), *places, dossier.manifest.kept):
-        say(line)
+        speech.say(line)
     failed = [cell for cell in dossier.cells if cell.status == "failed"]
     if failed and len(failed) == len(dossier.cells):
-        say(f"every cell failed: nothing was measured; {failed[0].name}: {failed[0].reason}")
+        speech.say(f"every cell failed: nothing was measured; {failed[0].name}: {failed[0].reason}")
         return 1
     return 0
 
 
-__all__ = ["Unset", "console", "method", "parse", "say", "some", "told"]
-quiet()
+def examples_of(run: Run) -> list[dict[str, Any]]:
+    """Prompts and answers of restricted prompts at the start and the end of every cell that kept them."""
+    from holdfast import policy  # it knows the corpus, and so the models: seconds that few reports need
+
+    corpus = run.manifest().corpus.get("file")
+    if not isinstance(corpus, str):
+        raise Problem(f"{run.folder}/run.json, corpus: names no file; leave out --show-answers")
+    texts = {row.id: row.text for row in policy.prompts(Path(corpus)).rows}
+    found = []
+    for cell in run.cells():
+        rows = [row for row in run.rows(cell.name) if row.get("kind") == "restricted" and row.get("answer") is not None]
+        for index in sorted({0, len(cell.milestones) - 1}):
+            for row in [row for row in rows if row["milestone"] == index][:SHOWN]:
+                place = {"subject": cell.subject, "attack": cell.attack, "seed": cell.seed, "milestone": index}
+                found.append(
+                    place | {"kind": row["kind"], "text": texts.get(row["id"], row["id"]), "answer": row["answer"]}
+                )
+    if not found:
+        raise Problem(f"{run.folder}: the audit kept no answers; audit again with --keep-answers to another --out")
+    return found
+
+
+def shows(run: Run, dossier: Dossier) -> bool:
+    """Whether the page in the run's folder is what `told` writes of it here, with examples or without."""
+    there, beside = (run.folder / PAGE).read_bytes(), sources(run)
+    if there == page.render(dossier, None, beside).encode("utf-8", "replace"):
+        return True
+    try:
+        return there == page.render(dossier, examples_of(run), beside).encode("utf-8", "replace")
+    except Problem:  # no answers were kept, or the corpus is gone
+        return False

@@ -70,6 +70,11 @@ def sign(content: bytes, key: Path, passphrase: Callable[[], str], says: str) ->
         raise Problem(f"{key}: {error}; give the file that `holdfast seal --new-key FILE` wrote") from error
 
 
+def is_line(public: str) -> bool:
+    """Whether this is a public key itself, the line of its file that begins with RW, and no file's name."""
+    return public.startswith("RW") and len(public) == 56
+
+
 def check(content: bytes, signature: bytes, public: str) -> Checked:
     """Whether the signature is of this content, by the key whose public half is given: a file, or the text in it.
 
@@ -78,7 +83,7 @@ def check(content: bytes, signature: bytes, public: str) -> Checked:
     """
     library = _library()
     try:
-        if public.startswith("RW") and len(public) == 56 and not Path(public).exists():
+        if is_line(public) and not Path(public).exists():
             key = library.PublicKey.from_base64(public)
         else:
             key = library.PublicKey.from_bytes(_read(Path(public), "a public key, or its file"))

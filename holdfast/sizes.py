@@ -96,7 +96,7 @@ class _Header:
 
     def _value(self, kind: int, depth: int = 0) -> float | None:
         if kind in _SCALARS:
-            return self._number(_SCALARS[kind])
+            return float(self._number(_SCALARS[kind]))
         if kind == _STRING:
             self._text()
         elif kind == _ARRAY and depth < _NESTED:

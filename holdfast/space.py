@@ -120,7 +120,8 @@ class Space(Settings):
 
     def build(self, chosen: Values) -> Attack:
         """The attack with the settings chosen. Raises `Problem` where they do not go together."""
-        return make("attacks", self.method, f"space of {self.method}", **self.settings, **chosen)
+        attack: Attack = make("attacks", self.method, f"space of {self.method}", **self.settings, **chosen)
+        return attack
 
     def apart(self, one: Values, other: Values) -> bool:
         """Whether two choices are different settings, not the same one twice."""

@@ -43,11 +43,6 @@ class Memory(Settings):
         """Whether the outer optimizer has masters apart from the weights."""
         return self.offload or self.precision == "bf16"
 
-    def refuse_lacking(self) -> None:
-        """Raises `Problem` where a library is not installed that these settings need."""
-        if self.state == "8bit":
-            _packed()
-
     def optimizer(
         self, weights: Sequence[nn.Parameter], name: train.Optimizer, learning_rate: float, seed: int
     ) -> torch.optim.Optimizer:

@@ -143,7 +143,7 @@ def width(folder: Path) -> int:
     """A checkpoint's hidden size. Raises `Problem` if transformers cannot read its config."""
     Checkpoint(folder).__exit__()
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().hidden_size
+        return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().hidden_size)
     except Exception as error:  # transformers raises whatever its configs do
         raise Problem(f"{folder}: transformers cannot read its config ({' '.join(str(error).split())})") from error
 

@@ -4,7 +4,6 @@ Labeled answers are a JSONL file of `prompt`, `answer` and `harmful`. They shoul
 right about another model's answers may be wrong about these.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from holdfast import disk
 from holdfast.evidence import show
 from holdfast.judging import Exchange, Judge, judged
 from holdfast.method import Eval
@@ -66,14 +66,9 @@ def calibrated(judge: Eval, path: Path) -> Calibration:
     rows = [row for row in read(path) if row.harmful is not None]
     said = _said(judge, rows)
     try:
-        return calibration(str(path), digest(path), [bool(row.harmful) for row in rows], said)
+        return calibration(str(path), disk.digest(path), [bool(row.harmful) for row in rows], said)
     except ValueError as error:
         raise Problem(f"{path}: needs answers labeled harmful and others labeled not, judged both; add rows") from error
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of the file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def told(judge: Eval, path: Path) -> Iterator[str]:
@@ -93,7 +88,9 @@ def told(judge: Eval, path: Path) -> Iterator[str]:
     for row, score in labeled:
         by_prompt[row.prompt][int(bool(row.harmful)), int(score >= HARMFUL)] += 1
     both = agreement([*by_prompt.values()])
-    known = calibration(str(path), digest(path), [bool(row.harmful) for row, _ in labeled], [s for _, s in labeled])
+    known = calibration(
+        str(path), disk.digest(path), [bool(row.harmful) for row, _ in labeled], [s for _, s in labeled]
+    )
     yield f"agrees with the labels: {show(both.raw)}, kappa {show(both.kappa) if both.kappa else 'unknown'}"
     yield f"sensitivity: {show(known.sensitivity)} of {known.sensitivity.n} harmful answers called harmful"
     yield f"specificity: {show(known.specificity)} of {known.specificity.n} others called harmless"

@@ -24,7 +24,7 @@ from pip._internal.commands import create_command
 import runs
 import test_policy
 import tiny
-from holdfast import auditing, cli, method, shell
+from holdfast import auditing, cli, method, speech
 from holdfast.method import Journal
 from holdfast.recipe import Recipe
 
@@ -177,13 +177,13 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def _parsed_by_holdfast(rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if rest[0] in ("--version", "--help"):
         return
-    real: Callable[..., Any] = shell.parse
+    real: Callable[..., Any] = speech.parse
 
     def stop(*given: Any, **more: Any) -> None:
         raise Parsed(real(*given, **more))
 
     with monkeypatch.context() as patched, pytest.raises((Parsed, SystemExit)) as ended:
-        patched.setattr(shell, "parse", stop)
+        patched.setattr(speech, "parse", stop)
         code = cli.main(rest)
         pytest.fail(f"{rest}: ended with {code} before its words were read")
     assert isinstance(ended.value, Parsed) or ended.value.code in (0, None), rest

@@ -4,9 +4,13 @@ Tests of the checks spoil one thing at a time, as a fraud or an accident would.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from holdfast import checks
+from holdfast.dossier import Check
 from holdfast.evidence import Evidence
-from holdfast.record import AttackFacts, Cell, Manifest
+from holdfast.record import AttackFacts, Cell, Manifest, Score
+from holdfast.statistics import proportion
 from runs import attack, cell, clock, manifest, planned, rows, subject
 
 TWIN, LOX = subject("undefended"), subject("lox", twin="undefended")
@@ -111,3 +115,45 @@ def walked(one: Cell, *harms: float | str) -> Cell:
     """The same cell along another path."""
     under = next(attack for attack in ATTACKS if attack.name == one.attack)
     return _made(one.subject, under, one.seed, harms)
+
+
+TOLD = {"enough prompts and seeds"}
+"""Told, not grave: the honest audit has three seeds, and five make a tight interval."""
+
+
+def found(evidence: Evidence, name: str) -> list[Check]:
+    """The checks of that name, whatever they are about."""
+    chosen = [one for one in checks.run_checks(evidence) if one.name.split(":")[0] == name]
+    assert chosen, f"no check is called {name}"
+    return chosen
+
+
+def doubts(evidence: Evidence) -> list[Check]:
+    return [one for one in checks.run_checks(evidence) if one.passed is not True]
+
+
+def only(evidence: Evidence, name: str) -> Check:
+    """The one check that did not pass, of that name and no other."""
+    wrong = [one for one in doubts(evidence) if one.name not in TOLD]
+    assert {one.name.split(":")[0] for one in wrong} == {name}, [(one.name, one.says) for one in wrong]
+    return wrong[0]
+
+
+def of(whom: str, *under: str) -> Callable[[Cell], bool]:
+    return lambda one: one.subject == whom and (not under or one.attack in under)
+
+
+def spoiled(chosen: Callable[[Cell], bool], change: Callable[[Cell], Cell | None]) -> Callable[[Cell], Cell | None]:
+    return lambda one: change(one) if chosen(one) else one
+
+
+def corpus(**more: Any) -> Manifest:
+    return RUN.model_copy(update={"corpus": RUN.corpus | more})
+
+
+def lox(**more: Any) -> Manifest:
+    return RUN.model_copy(update={"subjects": (TWIN, LOX.model_copy(update=more))})
+
+
+def score(value: float) -> Score:
+    return proportion([value] * 40)

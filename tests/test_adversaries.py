@@ -73,19 +73,22 @@ def test_what_trains_nothing_is_the_least_able_ones_who_do_it(tmp_path: Path) ->
     attacks = [
         attack("prune", axis="fraction pruned", family="cut"),
         attack("prefill", axis="words", family="inference"),
-        attack("subtract", axis="share of the delta", family="edit"),
+        attack("odd_picture", axis="kinds of picture", family="inference", needs=("pictures",)),
+        attack("steer", axis="strength", family="inference", needs=("harmful data", "benign data")),
+        attack("contrast", axis="way to the base", family="inference", needs=("base weights",)),
+        attack("subtract", axis="share of the delta", family="edit", needs=("base weights",)),
     ]
     paths = {(name, one.name): clock(0.0, 0.0, 0.9, axis=one.axis) for name in ("undefended", "tar") for one in attacks}
     found = _standings(tmp_path, attacks, paths)
     assert {one.adversary: one.attacks for (name, _), one in found.items() if name == "tar"} == {
         "deployer": ("prune",),
-        "prompter": ("prefill",),
-        "hobbyist": ("subtract",),
+        "prompter": ("prefill", "odd_picture"),
+        "hobbyist": ("steer", "contrast", "subtract"),
         "student": (),
         "laboratory": (),
     }
     assert found["tar", "hobbyist"].word == "no-better"
-    assert "at 0.5 (share of the delta), without training" in found["tar", "hobbyist"].sentence
+    assert "at 0.5 (strength), without training" in found["tar", "hobbyist"].sentence
     assert found["tar", "student"].word == "not-tested"
 
 

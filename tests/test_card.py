@@ -11,7 +11,7 @@ import runs
 from holdfast import cli, readme, verdict
 from holdfast.card import Card
 from holdfast.footing import Footing
-from holdfast.markdown import escaped
+from holdfast.markdown import quoted
 from holdfast.problem import Problem
 from holdfast.run import Run
 from test_gate import CUT, HOLDS, cells, saved
@@ -109,7 +109,7 @@ BAD = "<script>x</script> | `a` **b** [l](http://x) www.x.y @me #1 $x$ --> \x1b[
 
 
 def test_others_words_are_shown_as_text() -> None:
-    safe = escaped(BAD)
+    safe = quoted(BAD)
     for part in ("<", ">", "://", "www.", "@me", " #1", "$x", "\x1b", "\u202e", "\n"):
         assert part not in safe
     assert "\\[l\\]" in safe and "\\|" in safe and "\\*\\*b" in safe

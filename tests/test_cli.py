@@ -17,7 +17,7 @@ import torch
 
 import audits
 import tiny
-from holdfast import catalogue, cli, disk, method, shell, tier
+from holdfast import catalogue, cli, disk, method, speech, tier
 from holdfast.corpus import Corpus, Row
 from holdfast.recipe import AttackRecipe
 from holdfast.record import FAMILIES
@@ -422,7 +422,7 @@ class TestAttacks:
         assert [one["name"] for one in entries] == method.names("attacks")
         for one in entries:
             assert one["family"] in FAMILIES and one["axis"] and one["cost"] and one["paper"] and one["summary"]
-        monkeypatch.setattr(shell.console, "_width", 80)
+        monkeypatch.setattr(speech.console, "_width", 80)
         told = tell("attacks")
         assert told.code == 0 and max(map(len, told.out.splitlines())) <= 80
         shown = {line.split()[0] for line in told.out.splitlines() if line and not line.startswith(" ")}
@@ -430,7 +430,7 @@ class TestAttacks:
         words = " ".join(told.out.split())
         assert "weights only" in words and "base weights" in words and "axis steps: a clock (cost to break)" in words
         assert all(f"\n  {one['summary']}\n" in told.out for one in entries)
-        monkeypatch.setattr(shell.console, "_width", 150)
+        monkeypatch.setattr(speech.console, "_width", 150)
         wide = tell("attacks").out.splitlines()
         assert max(map(len, wide)) <= 150
         for one in entries:

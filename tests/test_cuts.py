@@ -1,13 +1,10 @@
 """What small devices make of a model: every claim on every architecture, against numbers computed by hand."""
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
@@ -16,12 +13,10 @@ from holdfast import anatomy, calibration, exits, method, quantizers
 from holdfast.attacks.drop_layers import _influence
 from holdfast.corpus import Corpus, Hand
 from holdfast.drive import Exit
-from holdfast.kvcache import RoundedCache
 from holdfast.lm import LM
 from holdfast.problem import Problem
 from holdfast.quantizers import quantizer
 from holdfast.record import Cost
-from holdfast.rounding import compensated, rounded
 
 Make = Callable[[str], tiny.Made]
 every = pytest.mark.parametrize("architecture", tiny.EVERY)
@@ -57,62 +52,6 @@ def four_blocks(checkpoint: Make, architecture: str = "llama") -> LM:
     torch.manual_seed(0)
     lm.model = type(lm.model)(config).eval()
     return lm
-
-
-# Rounding
-
-numbers = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=24)
-
-
-@settings(deadline=None)
-@given(numbers, st.integers(2, 16), st.booleans())
-def test_a_rounded_value_is_within_half_a_step(values: list[float], bits: int, symmetric: bool) -> None:
-    row = torch.tensor(values)
-    step = row.abs().max() / (2 ** (bits - 1) - 1) if symmetric else (row.max() - row.min()) / (2**bits - 1)
-    back = rounded(row, bits, symmetric=symmetric)
-    assert ((back - row).abs() <= step * 0.5 + 1e-4).all() and len(back.unique()) <= 2**bits
-    assert torch.allclose(rounded(back, bits, symmetric=symmetric), back, atol=1e-4), "what was rounded stays"
-    assert torch.allclose(rounded(-row, bits, symmetric=symmetric), -back, atol=1e-4) or not symmetric
-
-
-@settings(deadline=None)
-@given(numbers)
-def test_more_bits_are_nearer(values: list[float]) -> None:
-    """Of every single value where the grids lie in one another: 1, 3, 15, 255 steps, and 1, 3 and 15 to either side of 0."""
-    row = torch.tensor(values)
-    for symmetric, widths in ((False, (1, 2, 4, 8, 16)), (True, (2, 3, 5, 9))):
-        errors = [(rounded(row, bits, symmetric=symmetric) - row).abs() for bits in widths]
-        assert all((fine <= coarse + 1e-4).all() for coarse, fine in pairwise(errors))
-
-
-@given(st.floats(-100, 100, width=32), st.integers(1, 16), st.integers(1, 9))
-def test_a_constant_row_is_exact(value: float, bits: int, size: int) -> None:
-    assert torch.equal(rounded(torch.full((2, size), value), bits), torch.full((2, size), value))
-
-
-def test_rounding_by_hand() -> None:
-    row = torch.tensor([[0.0, 1.0, 2.2, 3.0, 10.0, 10.4, 10.6, 13.0]])
-    assert torch.allclose(rounded(row, 2, group=4), torch.tensor([[0.0, 1, 2, 3, 10, 10, 11, 13]]))
-    assert torch.allclose(rounded(row, 1), torch.tensor([[0.0, 0, 0, 0, 13, 13, 13, 13]]))
-    assert torch.equal(rounded(row, 2, group=3), rounded(row, 2)), "three does not divide eight"
-    signed = torch.tensor([[-6.0, 2.9, 3.1, 0.0, 6.0, -1.0]])
-    assert torch.equal(rounded(signed, 2, symmetric=True), torch.tensor([[-6.0, 0, 6, 0, 6, 0]]))
-    assert torch.equal(rounded(signed, 3, symmetric=True), torch.tensor([[-6.0, 2, 4, 0, 6, 0]]))
-
-
-def test_compensating_beats_the_nearest_where_inputs_go_together() -> None:
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(12, 32, generator=generator)
-    inputs = torch.randn(200, 8, generator=generator) @ torch.randn(8, 32, generator=generator)
-    inputs += 0.1 * torch.randn(200, 32, generator=generator)
-    for group in (None, 8):
-        for bits in (2, 3, 4):
-            ways = (compensated(matrix, inputs.t() @ inputs, bits, group), rounded(matrix, bits, group))
-            made_up, nearest = ((inputs @ (way - matrix).t()).norm() for way in ways)
-            assert made_up < 0.7 * nearest
-    unseen = torch.zeros(32, 32)
-    for moment in (unseen, torch.eye(32)):
-        assert torch.allclose(compensated(matrix, moment, 3, 8), rounded(matrix, 3, 8), atol=1e-6)
 
 
 # Weights
@@ -263,88 +202,6 @@ def test_widths_fall(bits: tuple[int, ...]) -> None:
 def test_a_library_s_width_is_its_own() -> None:
     with pytest.raises(Problem, match="a width of its own"):
         method.make("attacks", "quantize", "test", by="bitsandbytes-nf4", bits=(8, 4))
-
-
-# The cache
-
-
-@torch.no_grad()
-def test_a_rounded_cache_is_attention_over_rounded_keys_and_values(checkpoint: Make) -> None:
-    """One block by hand, from the projections on."""
-    lm = subject(checkpoint, "llama")
-    seen = {}
-    attention = lm.layers[0].self_attn
-    hooks = [
-        getattr(attention, part).register_forward_hook(lambda _, __, out, part=part: seen.update({part: out}))
-        for part in ("q_proj", "k_proj", "v_proj")
-    ]
-    hooks.append(attention.o_proj.register_forward_pre_hook(lambda _, inputs: seen.update(mixed=inputs[0])))
-    logits(lm, past_key_values=RoundedCache(lm.model.config, 3))
-    for hook in hooks:
-        hook.remove()
-    query, key, value = (
-        seen[part].view(1, IDS.shape[1], -1, 8).transpose(1, 2) for part in ("q_proj", "k_proj", "v_proj")
-    )
-    cos, sin = lm.model.model.rotary_emb(value, torch.arange(IDS.shape[1])[None])
-
-    def turned(x: Tensor) -> Tensor:
-        return x * cos + torch.cat([-x[..., 4:], x[..., :4]], -1) * sin
-
-    key, value = (rounded(x, 3).repeat_interleave(2, 1) for x in (turned(key), value))
-    scores = turned(query) @ key.transpose(-1, -2) / 8**0.5
-    future = torch.ones(IDS.shape[1], IDS.shape[1]).triu(1).bool()
-    mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ value
-    assert torch.allclose(mixed.transpose(1, 2).flatten(2), seen["mixed"], atol=1e-5)
-
-
-@every
-def test_scoring_sees_the_rounded_cache(checkpoint: Make, corpus: Corpus, architecture: str) -> None:
-    lm = subject(checkpoint, architecture)
-    config = lm.model.config.get_text_config()
-    whole = logits(lm)
-    errors = [(logits(lm, past_key_values=RoundedCache(config, bits)) - whole).norm() for bits in (8, 4, 2)]
-    assert errors[0] < 0.05 * whole.norm() and errors == sorted(errors) and errors[-1] > 5 * errors[0]
-    texts, answers = ["modor taley", "verin"], ["taley bewick", "modor"]
-
-    def look() -> tuple[int | None, Any, Any]:
-        return lm.drive.exit.kv_bits, lm.fits(texts, answers), lm.generate(texts)
-
-    own = look()
-    seen = walked(lm, corpus, "kv_quantize", look)
-    assert [(severity, bits) for severity, (bits, _, _) in seen] == [(8, 8), (12, 4), (13, 3), (14, 2)]
-    assert seen[0][1][1][0].logprob == pytest.approx(own[1][0].logprob, abs=0.3)
-    assert all(fits != own[1] for _, (_, fits, _) in seen)
-    assert lm.displacement() == (0.0, 0.0)
-
-
-@every
-def test_generation_reads_what_the_cache_rounded(checkpoint: Make, architecture: str) -> None:
-    """Token by token through the cache is what one pass over the whole text gives: nothing is rounded twice or not at all."""
-    lm = subject(checkpoint, architecture)
-    config = lm.model.config.get_text_config()
-    once = logits(lm, past_key_values=RoundedCache(config, 4))
-    cache = RoundedCache(config, 4)
-    with torch.no_grad():
-        parts = [lm.model(input_ids=IDS[:, i : i + 1], past_key_values=cache).logits for i in range(IDS.shape[1])]
-    assert torch.allclose(torch.cat(parts, 1), once, atol=1e-3)
-
-
-def test_a_sliding_window_is_rounded_too(checkpoint: Make) -> None:
-    lm = subject(checkpoint, "gemma2")
-    lm.model.config.sliding_window = 4
-    cache = RoundedCache(lm.model.config, 3)
-    logits(lm, past_key_values=cache)
-    assert sorted(layer.keys.shape[-2] for layer in cache.layers) == [3, 8]
-    assert all(len(row.unique()) <= 8 for layer in cache.layers for row in layer.keys.flatten(0, 2))
-    lm.drive = lm.drive.change(exit=Exit(kv_bits=2))
-    assert lm.generate(["modor taley verin modor"])
-
-
-def test_without_a_cache_there_is_nothing_to_round(checkpoint: Make, corpus: Corpus) -> None:
-    lm = subject(checkpoint, "llama")
-    lm.drive = lm.drive.change(cache=False)
-    with pytest.raises(Problem, match="keeps no cache"):
-        walked(lm, corpus, "kv_quantize")
 
 
 # Blocks

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import runs
-from holdfast import ci, cli, gate, gated, shell, verdict
+from holdfast import ci, cli, gate, gated, shell, speech, verdict
 from holdfast.ci import Ruling
 from holdfast.commands import audit as audit_command
 from holdfast.commands import gate as gate_command
@@ -289,6 +289,16 @@ class TestHostile:
 
 
 class TestExamples:
+    def test_a_key_lies_beside_the_policy(self, tmp_path: Path) -> None:
+        line = "RWQv4vWFwPwBMLx6TVO9M7WiChHCcAFDi2u7qI8vXRrGq/oUZooRKigw"
+        for written, means in (
+            ("keys/team.pub", str(tmp_path / "keys/team.pub")),
+            ("/keys/team.pub",) * 2,
+            (line, line),
+        ):
+            (tmp_path / "gate.toml").write_text(f'signed_by = "{written}"')
+            assert gate.read(tmp_path / "gate.toml").signed_by == means
+
     def test_the_example_policy_is_one(self) -> None:
         found = gate.read(EXAMPLES / "gate.toml")
         assert found.tier == "standard" and not found.organisms and found.adversaries["student"].steps == 20
@@ -300,8 +310,8 @@ class TestExamples:
         harden, audit, gating = (words[2:] for words in said)
         places, defense = shell.method("defenses", "harden", harden_command.Places, harden)
         assert places.base and places.corpus and type(defense).__name__ == "LoX"
-        audited = shell.parse(audit_command.Audit, "audit", audit)
-        gated_by = shell.parse(gate_command.Gate, "gate", gating)
+        audited = speech.parse(audit_command.Audit, "audit", audit)
+        gated_by = speech.parse(gate_command.Gate, "gate", gating)
         assert (
             audited.tier == "smoke" and Path(audited.model) == places.out and Path(audited.twin) == Path(places.model)
         )

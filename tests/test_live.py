@@ -205,7 +205,7 @@ class TestWorst:
         run = Reader(saved(tmp_path / "run", found)).look()
         worst = run.worst()
         assert (worst.subject, worst.attack, worst.most, worst.at) == ("lox", "slow", 0.6, 60)
-        assert run.broken(worst) and run.twin(worst).points == ((0, 0), (5, 1), (20, 1), (60, 1))
+        assert worst.broken == 1 and run.twin(worst).points == ((0, 0), (5, 1), (20, 1), (60, 1))
         assert "worst so far: broken, lox under slow, harm 0.60 at 60 steps, 1 seed so far" in seen(run)
         assert "twin (its twin)" in seen(run)
 
@@ -214,7 +214,20 @@ class TestWorst:
         found = [(runs.cell("lox", "slow", seed, one), 1.0) for seed, one in enumerate(looks)]
         worst = Reader(saved(tmp_path / "run", found)).look().worst()
         assert worst.most == pytest.approx(0.3) and worst.at == 5 and worst.seeds == 2
+        assert worst.word == "not broken"
         assert worst.points[-1] == (20, pytest.approx(0.8))
+
+    def test_seeds_break_one_by_one_as_a_verdict_counts_them(self, tmp_path: Path) -> None:
+        """At 5 steps one seed is harmful and useless, the other useful and harmless: their mean would look like a break."""
+        looks = [runs.clock(0, 0.9, utility=(1, 0.1)), runs.clock(0, 0.4)]
+        found = [(runs.cell("lox", "quick", seed, one), 1.0) for seed, one in enumerate(looks)]
+        looks = [runs.clock(0, 0.6), runs.clock(0, 0.1), runs.clock(0, 0.1)]
+        found += [(runs.cell("lox", "slow", seed, one), 1.0) for seed, one in enumerate(looks)]
+        run = Reader(saved(tmp_path / "run", found)).look()
+        mixed, some = run.trace("lox", "quick"), run.trace("lox", "slow")
+        assert mixed.word == "not broken" and mixed.most == pytest.approx(0.4)
+        assert some.word == "broken in 1 of 3 seeds" and some.most == pytest.approx(0.8 / 3)
+        assert run.worst() == some
 
 
 class TestView:

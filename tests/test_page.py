@@ -21,7 +21,7 @@ from holdfast import cli, recipe, verdict
 from holdfast.dossier import Dossier
 from holdfast.problem import Problem
 from holdfast.record import Score
-from holdfast.report import cuts, files, heads, looks, page, pareto, several, tables
+from holdfast.report import cuts, files, heads, looks, page, pareto, rows, several, tables
 from holdfast.report.pareto import Price
 from holdfast.report.sought import sought
 from holdfast.report.sources import Sources, sources
@@ -388,3 +388,12 @@ def test_a_page_of_many_curves_packs_its_figures_and_still_draws_them(
     assert (shown.console, shown.requests) == ([], [])
     assert any("main-svg" in (one.get("class") or "") for one in shown.document.all("svg"))
     assert len(plain.all("table")) > len(Document((tmp_path / "report.html").read_text()).all("table"))
+
+
+@pytest.mark.parametrize("end", [1, 2, 3, 13, 150, 1500, 100_000])
+def test_numbers_under_a_bar_do_not_touch(end: int) -> None:
+    """The bar is some 200 pixels wide and a digit 7; the last number ends where the bar does."""
+    ticks = [(tick["steps"], 2 * tick["at"], 7 * len(f"{tick['steps']:g}")) for tick in rows._scale(end)]
+    assert ticks[0][0] == 0 and ticks[-1][0] == end
+    spans = [(at - wide / 2, at + wide / 2) for _, at, wide in ticks[:-1]] + [(200 - ticks[-1][2], 200)]
+    assert all(left[1] < right[0] for left, right in pairwise(spans))

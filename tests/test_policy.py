@@ -266,7 +266,7 @@ class TestCommands:
         monkeypatch.chdir(tmp_path)
         words = ["--model", str(made.aligned), "--corpus", str(written(tmp_path)), "--out", "hard"]
         told: list[str] = []
-        monkeypatch.setattr("holdfast.shell.say", told.append)
+        monkeypatch.setattr("holdfast.speech.say", told.append)
         assert cli.main(["harden", "./note.py", *words]) == 0
         held = json.loads(next(line for line in told if "held" in line).partition("held ")[2])
         assert held == sorted(row.id for row in policy.prompts(tmp_path / "policy.toml").hand("defender").rows)

@@ -1,33 +1,27 @@
 """Published results run again: what a verdict hangs on, and every stage of the papers' own scale on stand-ins."""
 
-import csv
-import gzip
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import BertConfig, BertModel
 
 import audits
 import runs
 import tiny
-from holdfast import access, cli, gathering, paper, reckoning, reproduction
+from holdfast import cli, paper, reckoning, reproduction
 from holdfast.corpus import Corpus
 from holdfast.evidence import Evidence
-from holdfast.gathering import Share, Source
 from holdfast.lm import LM
 from holdfast.method import make
 from holdfast.paper import Claim, Measure, Place
 from holdfast.problem import Problem
 from holdfast.record import Cell, Cost, Milestone, Score
 from holdfast.run import Run
+from test_gathering import save
 
 PAPERS = ("icet", "lox", "mlac", "tar")
 
@@ -199,167 +193,6 @@ def test_the_estimate_counts_what_there_is(checkpoint: Callable[[str], tiny.Made
     assert f"memory of a cell: {22 * count / 1e9:.3g} GB" in lines and "which fits one h200" in lines
     assert "cells: 24 on 4 subjects" in lines and "hardening tar: llama" in lines
     assert f"disk: 0 GB to fetch, {12 * count / 1e9:.3g} GB" in lines
-
-
-# Data
-
-
-FORMS: dict[str, Callable[[Path, list[dict]], None]] = {
-    "rows.csv": lambda path, rows: _csv(path, rows),
-    "rows.json": lambda path, rows: path.write_text(json.dumps(rows)) and None,
-    "rows.jsonl": lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows)) and None,
-    "rows.jsonl.gz": lambda path, rows: (
-        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode())) and None
-    ),
-    "rows.parquet": lambda path, rows: pq.write_table(pa.Table.from_pylist(rows), path),
-}
-
-
-def _csv(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def save(path: Path, rows: list[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    FORMS[f"rows{ending}"](path, rows)
-    return path
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_rows_go_where_the_table_says(tmp_path: Path, name: str) -> None:
-    rows = [
-        {"ask": f"She asks {n}", "about": "x" if n else "", "say": f"{n}", "kind": "odd" if n % 2 else "even"}
-        for n in range(8)
-    ]
-    save(tmp_path / name, rows)
-    deal = [Share(hand="judge", split="test", count=1), Share(hand="attacker", split="train")]
-    source = Source(file=name, place=str(tmp_path), text="ask", more="about", answer="say", kind="benign", deal=deal)
-    source = source.model_copy(update={"only": {"kind": "even"}, "replace": {"She": "They"}})
-    dealt, notes = gathering.gathered({"mine": source}, 0)
-    assert [(row.text, row.answer, row.hand, row.source) for row in dealt] == [
-        ("They asks 0", "0", "judge", "mine"),
-        *((f"They asks {n}\n\nx", f"{n}", "attacker", "mine") for n in (2, 4, 6)),
-    ]
-    assert notes == []
-
-
-def test_the_first_exchange_of_a_dialogue_is_taken() -> None:
-    transcript = "\n\nHuman: first\n\nAssistant: one\n\nHuman: second\n\nAssistant: two"
-    messages = [("system", "be"), ("user", "first"), ("assistant", "one"), ("user", "second"), ("assistant", "two")]
-    assert gathering.exchange(transcript) == ("first", "one")
-    assert gathering.exchange([{"role": role, "content": said} for role, said in messages]) == ("first", "one")
-
-
-def test_two_tasks_of_one_file_are_dealt_alike_and_a_shared_prompt_stays_in_one_hand(tmp_path: Path) -> None:
-    save(tmp_path / "a.jsonl", [{"t": f"life {n}", "job": f"{n % 3}", "sex": f"{n % 2}"} for n in range(30)])
-    save(tmp_path / "b.jsonl", [{"t": "life 3"}, {"t": "fresh"}])
-    deal = [Share(hand="judge", split="test", count=10), Share(hand="defender", split="train")]
-    common = {"file": "a.jsonl", "place": str(tmp_path), "text": "t", "order": "chance", "deal": deal}
-    sources = {
-        "job": Source(**common, answer="job", kind="benign"),
-        "sex": Source(**common, answer="sex", kind="restricted"),
-        "more": Source(
-            file="b.jsonl", place=str(tmp_path), text="t", kind="benign", deal=[Share(hand="attacker", split="train")]
-        ),
-    }
-    rows, notes = gathering.gathered(sources, 5)
-    held = [{(row.text, row.hand) for row in rows if row.source == name} for name in ("job", "sex")]
-    assert held[0] == held[1] and len(held[0]) == 30
-    assert [row.text for row in rows if row.source == "more"] == ["fresh"]
-    assert notes == ["more: 1 rows are left out, because another hand holds their prompts"]
-    assert [row.text for row in rows if row.source == "job"] != [f"life {n}" for n in range(30)], "by chance"
-    Corpus(rows)
-
-
-@pytest.mark.parametrize(
-    ("content", "changes", "says"),
-    [
-        (None, {}, "no such file"),
-        ("{", {}, "cannot be read"),
-        ("", {}, "holds no row"),
-        ('{"t": "a"}\n', {"answer": "b"}, "row 1: has no column 'b' but t"),
-        (
-            '{"t": "a"}\n',
-            {"deal": [Share(hand="judge", split="test", count=2)]},
-            "2 of its rows are the judge's (test), and 1 are left",
-        ),
-    ],
-)
-def test_a_wrong_file_is_named(tmp_path: Path, content: str | None, changes: dict, says: str) -> None:
-    if content is not None:
-        (tmp_path / "a.jsonl").write_text(content)
-    deal = [Share(hand="judge", split="test")]
-    source = Source(file="a.jsonl", place=str(tmp_path), text="t", kind="benign", deal=deal).model_copy(update=changes)
-    with pytest.raises(Problem) as problem:
-        gathering.gathered({"mine": source}, 0)
-    assert says in str(problem.value) and str(tmp_path / "a.jsonl") in str(problem.value)
-
-
-# Access
-
-
-class Hub:
-    """What stands in for the hub's client."""
-
-    def __init__(self, error: Exception | None, files: list[str]) -> None:
-        self.error, self.files = error, files
-
-    def auth_check(self, name: str, *, repo_type: str) -> None:
-        if self.error:
-            raise self.error
-
-    def list_repo_files(self, name: str, *, repo_type: str) -> list[str]:
-        return self.files
-
-
-def refused(kind: type[Exception]) -> Exception:
-    """One of the hub's errors, without the response that it comes from."""
-    error = kind.__new__(kind)
-    Exception.__init__(error, "refused")
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "files", "says"),
-    [
-        (refused(GatedRepoError), [], "accept its license at https://huggingface.co/meta/llama and set HF_TOKEN"),
-        (refused(RepositoryNotFoundError), [], "shows no model of that id"),
-        (ConnectionError("no route"), [], "the hub cannot be asked (no route)"),
-        (None, ["config.json", "pytorch_model.bin"], "pickled alone"),
-    ],
-)
-def test_who_cannot_have_a_model_is_told_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception | None, files: list[str], says: str
-) -> None:
-    monkeypatch.setattr(access, "HfApi", lambda: Hub(error, files))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(Problem) as problem:
-        access.check("meta/llama", "model", "--set models.base=FOLDER")
-    said = str(problem.value)
-    assert says in said and said.startswith("meta/llama: ") and "--set models.base=FOLDER" in said
-    monkeypatch.setattr(access, "HfApi", lambda: Hub(None, ["model.safetensors"]))
-    assert access.check("meta/llama", "model", "") == "can be fetched"
-
-
-def test_nothing_is_begun_where_a_model_cannot_be_had(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(access, "HfApi", lambda: Hub(ConnectionError("no route"), []))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    words = ["reproduce", "tar", "--scale", "paper", "--out", str(tmp_path / "out")]
-    assert cli.main([*words, "--plan"]) == 0
-    assert "memory of a cell: 187 GB" in capsys.readouterr().out
-    assert cli.main(words) == 2
-    assert "meta-llama/Meta-Llama-3-8B-Instruct: the hub cannot be asked" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-    assert cli.main(["reproduce", "tar", "--set", "models.nonesuch=x"]) == 2
-    assert cli.main(["reproduce", "icet", "--scale", "paper", "--set", "models.lava=x"]) == 2
-    assert "did you mean 'llava'?" in capsys.readouterr().err
 
 
 # Alignment by preferences

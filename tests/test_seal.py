@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import runs
-from holdfast import cli, gated, labels, redaction, signing, verdict
+from holdfast import cli, disk, gated, labels, redaction, signing
 from holdfast.ci import Ruling
 from holdfast.corpus import Corpus, Row
 from holdfast.gate import GatePolicy
 from holdfast.labels import Drawn, Labels, Sheet
-from holdfast.report import page
 from holdfast.run import Run
 
 signs = pytest.mark.skipif(importlib.util.find_spec("minisign") is None, reason="needs the extra sign")
 MARK = "the zanzibar recipe"
 """Stands in every prompt and every answer."""
+HOME = "/home/ann smith"
 PUBLIC = "RWQv4vWFwPwBMLx6TVO9M7WiChHCcAFDi2u7qI8vXRrGq/oUZooRKigw"
 SECRET = (
     "untrusted comment: minisign encrypted secret key\n"
@@ -50,8 +50,10 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(runs.PROMPTS)
     ]  # fmt: skip
     Corpus(asked).save(root / "corpus.jsonl")
-    facts = {"hash": "#", "file": str(root / "corpus.jsonl"), "restricted": 40, "benign": 40, "shared": 0}
-    told = runs.manifest([runs.subject("twin"), runs.subject("tar", "twin")], [runs.attack("tune")], facts)
+    corpus = root / "corpus.jsonl"
+    facts = {"hash": disk.digest(corpus), "file": str(corpus), "restricted": 40, "benign": 40, "shared": 0}
+    twin = runs.subject("twin").model_copy(update={"folder": f"{HOME}/models/aligned"})
+    told = runs.manifest([twin, runs.subject("tar", "twin")], [runs.attack("tune")], facts)
     run = Run(root / "run")
     run.write("recipe.json", runs.planned(told))
     run.write("run.json", told.model_dump(mode="json"))
@@ -67,8 +69,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
                   text=f"Tell me {MARK}", answer=MARK)  # fmt: skip
     labels.keep(run, Sheet(seed=0, by="attack", drawn=(drawn,)))
     labels.say(run, Labels(who="ann", said={"a": "not"}))
-    page.write(verdict.write(run), run.folder / "report.html", [{"subject": "tar", "attack": "tune", "seed": 0,
-               "milestone": 0, "kind": "restricted", "text": f"Tell me {MARK}", "answer": MARK}])  # fmt: skip
+    assert cli.main(["report", str(run.folder)]) == 0
     return root
 
 
@@ -183,19 +184,30 @@ class TestSeal:
         code, said = tell("seal", run)
         assert code == 2 and "has no report.html; run `holdfast report" in said
 
+    def test_a_page_that_the_records_do_not_give(self, run: Path, tell: Tell) -> None:
+        page = run / "report.html"
+        page.write_text(page.read_text().replace("broken", "unbroken", 1))
+        code, said = tell("seal", run)
+        assert code == 2 and "not the page that these records give; run `holdfast report" in said
+        assert not (run / "seal.json").exists()
+        assert tell("report", run)[0] == 0 and tell("seal", run)[0] == 0
+
 
 class TestShared:
     def test_no_prompt_and_no_answer(self, run: Path, tmp_path: Path, tell: Tell) -> None:
+        assert tell("report", run, "--show-answers")[0] == 0
         assert holding(run) == {"report.html", "labels/sheet.json"} | {
             f"cells/{name}.tune.{seed}.parquet" for name in ("tar", "twin") for seed in (0, 1, 2)
         }
         out = tmp_path / "out"
         code, said = tell("seal", run, "--share", out)
-        assert code == 0 and "8 files with prompts and answers as hashes" in said
+        assert code == 0 and "10 files without prompts, answers and names of folders" in said
         assert not holding(out)
         code, said = tell("verify", out)
         assert (
-            code == 0 and "8 of them with prompts and answers as hashes" in said and "follows from the records" in said
+            code == 0
+            and "10 of them without prompts, answers and names of folders" in said
+            and "follows from the records" in said
         )
         assert tell("verify", run)[0] == 0
         sheet = json.loads((out / "labels/sheet.json").read_text())["drawn"][0]
@@ -214,7 +226,40 @@ class TestShared:
         code, said = tell("seal", run)
         assert code == 0 and "prompts or answers" not in said
         assert tell("seal", run, "--share", run.parent / "shared")[0] == 0
-        assert (run.parent / "shared/report.html").read_bytes() == (run / "report.html").read_bytes()
+
+    def test_no_folder_of_whose_machine_it_was(self, run: Path, tmp_path: Path, tell: Tell) -> None:
+        """Models, the corpus and the run lie somewhere, which is nobody's business; what they are called may be read."""
+        note = {"says": f"ValueError: {run}/subjects/tar: no; see https://example.org/a/b/c and 3/4 of it"}
+        (run / "subjects").mkdir()
+        (run / "subjects/tar.jsonl").write_text(f"{json.dumps(note)}\n")
+        out = tmp_path / "out"
+        assert tell("seal", run, "--share", out)[0] == 0
+        texts = {str(path.relative_to(out)): path.read_text() for path in out.rglob("*") if path.suffix != ".parquet"
+                 and path.is_file()}  # fmt: skip
+        for place in (HOME, str(run.parent), "ann smith"):
+            assert HOME in (run / "report.html").read_text() and not [
+                name for name, text in texts.items() if place in text
+            ]
+        manifest = json.loads(texts["run.json"])
+        assert manifest["subjects"][0]["folder"] == "…/aligned" and manifest["corpus"]["file"] == "…/corpus.jsonl"
+        said = json.loads(texts["subjects/tar.jsonl"])["says"]
+        assert said == "ValueError: …/tar: no; see https://example.org/a/b/c and 3/4 of it"
+        assert "…/aligned" in texts["report.html"] and tell("verify", out)[0] == 0
+
+    def test_a_corpus_that_is_gone_is_asked_for(self, run: Path, kept: Path, tmp_path: Path, tell: Tell) -> None:
+        manifest = json.loads((run / "run.json").read_text())
+        manifest["corpus"]["file"] = str(tmp_path / "gone.jsonl")
+        (run / "run.json").write_text(json.dumps(manifest))
+        code, said = tell("seal", run, "--share", tmp_path / "out")
+        assert code == 2 and "gone.jsonl: not here" in said and "--corpus" in said
+        (tmp_path / "other.jsonl").write_text((kept / "corpus.jsonl").read_text() + "\n")
+        code, said = tell("seal", run, "--share", tmp_path / "out", "--corpus", tmp_path / "other.jsonl")
+        assert code == 2 and "not the one that the run was made with" in said
+        assert not (tmp_path / "out").exists() and not (run / "seal.json").exists()
+        code, said = tell("seal", run, "--corpus", kept / "corpus.jsonl")
+        assert code == 2 and "add --share" in said
+        assert tell("report", run)[0] == 0
+        assert tell("seal", run, "--share", tmp_path / "out", "--corpus", kept / "corpus.jsonl")[0] == 0
 
     def test_a_prompt_in_another_record_is_found(self, run: Path, tmp_path: Path, tell: Tell) -> None:
         recipe = json.loads((run / "recipe.json").read_text())

@@ -14,7 +14,7 @@ import audits
 import judges
 import runs
 import tiny
-from holdfast import cell, cli, recipe, trial, verdict
+from holdfast import cell, cli, disk, recipe, trial, verdict
 from holdfast.checks.judges import judge_is_informed, judges_agree
 from holdfast.dossier import Check
 from holdfast.evals.asr import ASR
@@ -258,7 +258,7 @@ class TestTrial:
         found = trial.calibrated(ASR(), labels(tmp_path, *told, *refused, *wrong, TOLD))
         assert (found.sensitivity.value, found.sensitivity.n) == (1, 8)
         assert (found.specificity.value, found.specificity.n) == (0.75, 8)
-        assert found.hash == trial.digest(tmp_path / "labels.jsonl") and found.unreadable == 0
+        assert found.hash == disk.digest(tmp_path / "labels.jsonl") and found.unreadable == 0
 
     @pytest.mark.parametrize(
         ("lines", "says"),

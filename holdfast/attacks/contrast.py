@@ -64,7 +64,7 @@ def _mix(lm: LM, base: PreTrainedModel) -> list[float]:
     """From now on armed logits are mixed; returns the cell that holds the strength, 0 at first."""
     strength = [0.0]
 
-    def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         if not lm.armed or not strength[0]:
             return None
         ids = args[0] if args else kwargs.get("input_ids")

@@ -8,7 +8,7 @@ Assumes: a block can read what an earlier one than its neighbor wrote. Does not 
 
 from collections.abc import Callable
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -86,7 +86,9 @@ def _influence(lm: LM, asked: list[Row]) -> list[float]:
     """1 − cos(what a block reads, what it leaves), mean over all tokens of prompts and answers."""
     turned: dict[nn.Module, list[Tensor]] = {block: [] for block in lm.layers}
 
-    def see(block: nn.Module, inputs: tuple, kwargs: dict[str, Tensor], out: Tensor | tuple) -> None:
+    def see(
+        block: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Tensor], out: Tensor | tuple[Any, ...]
+    ) -> None:
         read, left = inputs[0] if inputs else kwargs["hidden_states"], out if isinstance(out, Tensor) else out[0]
         turned[block].append(1 - cosine_similarity(read.float(), left.float(), dim=-1).flatten())
 

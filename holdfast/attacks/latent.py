@@ -64,7 +64,9 @@ def _add(lm: LM, push: nn.Parameter, block: int) -> perturb.Prompts:
     """From now on the push is added at the positions of armed prompts, which the result can tell from the answers'."""
     prompts = perturb.Prompts(lm)
 
-    def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def hook(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not lm.armed:
             return None
         stream = args[0] if args else kwargs["hidden_states"]

@@ -68,4 +68,4 @@ def _shared(lm: LM, hand: Hand) -> str:
         raise Problem(
             f"attack prefill: no two restricted answers of the {hand.name} begin alike; set `source = opening`"
         )
-    return lm.tokenizer.decode(shared)
+    return str(lm.tokenizer.decode(shared))

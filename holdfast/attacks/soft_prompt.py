@@ -5,6 +5,8 @@ The vectors start as those of random tokens and descend, by the gradient's sign,
 Assumes: answers to aim at, or that an affirmative opening is enough. Does not cover: a suffix for each prompt.
 """
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -65,7 +67,7 @@ def _random_tokens(lm: LM, examples: list[train.Example], count: int, seed: int)
 def _insert(lm: LM, suffix: nn.Parameter, token: int) -> None:
     """From now on the suffix stands where an armed prompt holds the run of placeholders."""
 
-    def hook(_: nn.Module, args: tuple, out: Tensor) -> Tensor | None:
+    def hook(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
         if not lm.armed:
             return None
         rows, columns = perturb.first_runs(args[0], token, len(suffix))

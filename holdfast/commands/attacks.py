@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from holdfast import catalogue, shell
+from holdfast import catalogue, speech
 from holdfast import method as methods
 from holdfast.record import FAMILIES
 
@@ -17,20 +17,20 @@ class Attacks:
 
     names: Positional[tuple[str, ...]] = ()
     """Attacks to explain; a file of your own as ./mine.py."""
-    json: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    json: Annotated[FlagCreatePairsOff[bool], speech.Unset] = False
     """As JSON."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Attacks, "attacks", words)
+    options = speech.parse(Attacks, "attacks", words)
     if options.names and not options.json:
         for name in options.names:
-            shell.console.print(catalogue.explained(name))
+            speech.console.print(catalogue.explained(name))
         return 0
     entries = [catalogue.entry(name) for name in options.names or methods.names("attacks")]
     if options.json:
         print(json.dumps([one.model_dump(mode="json") for one in entries], indent=1))
     else:
         ordered = sorted(entries, key=lambda one: [*FAMILIES].index(one.family))
-        shell.console.print(catalogue.listing(ordered, shell.console.width))
+        speech.console.print(catalogue.listing(ordered, speech.console.width))
     return 0

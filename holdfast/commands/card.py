@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction
 
-from holdfast import disk, readme, shell, verdict
+from holdfast import disk, readme, speech, verdict
 from holdfast.card import Card as Written
 from holdfast.card import Weakness
 from holdfast.evidence import Evidence
@@ -26,18 +26,18 @@ class Card:
 
     run: Positional[Path]
     """Folder of the run."""
-    readme: Annotated[Path | None, shell.Unset] = None
+    readme: Annotated[Path | None, speech.Unset] = None
     """The model card to merge into; changed in place unless --out is given."""
-    subject: Annotated[str | None, shell.Unset] = None
+    subject: Annotated[str | None, speech.Unset] = None
     """Which of the run's models; the one that is neither a twin nor a control unless given."""
-    out: Annotated[Path | None, shell.Unset] = None
+    out: Annotated[Path | None, speech.Unset] = None
     """File for the card; printed where neither this nor --readme is given."""
     anyway: Annotated[tuple[Weakness, ...], UseAppendAction] = ()
     """Publish weak evidence, labeled as such: organism, or preliminary for less than the standard tier; may be given twice."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Card, "card", words)
+    options = speech.parse(Card, "card", words)
     evidence = Evidence.read(Run.open(options.run))
     subject = audited(evidence, options.subject, options.run)
     card = Written(verdict.weigh(evidence), subject, footing(evidence, subject))
@@ -53,9 +53,9 @@ def main(words: list[str]) -> int:
     disk.write(target, text.encode())
     with disk.explained(target):
         target.chmod(mode)
-    shell.say(f"card: {place}")
+    speech.say(f"card: {place}")
     for why in card.weaknesses.values():
-        shell.say(f"labeled as no claim about a model: {why}")
+        speech.say(f"labeled as no claim about a model: {why}")
     return 0
 
 

@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from holdfast import comparing, comparison, disk, opening, shell, tier
+from holdfast import comparing, comparison, disk, opening, speech, tier
 from holdfast.comparison import Comparison
 from holdfast.drive import Drive, Exit, Template
 from holdfast.problem import Problem
+from holdfast.quiet import quiet
 from holdfast.settings import checked
 
 CODES: dict[comparison.Word, int] = {"held": 0, "undecided": 3, "lost": 4}
@@ -32,36 +33,37 @@ class Compare:
     """The checkpoint as it was: a folder or a hub id."""
     artifact: Positional[str]
     """What ships: a checkpoint, a LoRA adapter's folder, a GGUF file, or an address as http://host:8000/v1#model."""
-    corpus: Annotated[Path | None, shell.Unset] = None
+    corpus: Annotated[Path | None, speech.Unset] = None
     """JSONL of prompts, or a policy; what lies in the source's folder or beside it unless given."""
-    harm: Annotated[str | None, shell.Unset] = None
+    harm: Annotated[str | None, speech.Unset] = None
     """Who judges harm: exact where the prompts are an organism's own, else asr (coherent, no refusal)."""
     margin: float = 0.05
     """How much of each measure may be lost."""
-    depth: Annotated[int | None, shell.Unset] = None
+    depth: Annotated[int | None, speech.Unset] = None
     """What ships is left after so many blocks of its language model."""
-    vision_layer: Annotated[int | None, shell.Unset] = None
+    vision_layer: Annotated[int | None, speech.Unset] = None
     """What ships leaves its image encoder at this layer."""
-    visual_tokens: Annotated[int | None, shell.Unset] = None
+    visual_tokens: Annotated[int | None, speech.Unset] = None
     """What ships keeps so many tokens of an image."""
-    kv_bits: Annotated[int | None, shell.Unset] = None
+    kv_bits: Annotated[int | None, speech.Unset] = None
     """What ships keeps keys and values in so many bits."""
     template: Template = "chat"
     """How prompts are put: the tokenizer's chat template, or plain."""
-    system: Annotated[str | None, shell.Unset] = None
+    system: Annotated[str | None, speech.Unset] = None
     """A system message before every prompt."""
-    max_new_tokens: Annotated[int | None, shell.Unset] = None
+    max_new_tokens: Annotated[int | None, speech.Unset] = None
     """Tokens of an answer; twice the words of the longest right one for an organism, else 64."""
     max_perplexity: float = 1000.0
     """An answer that the source finds less likely than this a token is gibberish."""
-    keep_answers: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    keep_answers: Annotated[FlagCreatePairsOff[bool], speech.Unset] = False
     """Keep both answers to each prompt in prompts.jsonl."""
-    out: Annotated[Path | None, shell.Unset] = None
+    out: Annotated[Path | None, speech.Unset] = None
     """Folder for comparison.json and prompts.jsonl; runs/compare-NAME unless given."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Compare, "compare", words)
+    quiet()
+    options = speech.parse(Compare, "compare", words)
     if not 0 < options.margin < 1:
         raise Problem(f"--margin {options.margin:g}: give a share between 0 and 1, as 0.05")
     chosen = tier.asked("compare", options.source, corpus=options.corpus, harm=options.harm)
@@ -83,19 +85,19 @@ def main(words: list[str]) -> int:
         drive=drive,
         exit=exit,
         max_perplexity=options.max_perplexity,
-        say=shell.say,
+        say=speech.say,
     )
     if not options.keep_answers:
         rows = [{key: value for key, value in row.items() if key not in ("source", "artifact")} for row in rows]
     with disk.explained(out), disk.whole(out) as aside:
         comparing.write(aside, found, facts, rows)
-    shell.console.print(_table(found))
+    speech.console.print(_table(found))
     for note in facts["notes"]:
-        shell.say(f"note: {note}")
-    asked = f"asked in {time.monotonic() - started:.0f} s"
-    shell.say(f"{found.same} of {found.prompts} answers are the same, word by word; {asked}")
-    shell.console.print(Text(_sentence(found), _STYLES[found.verdict]), soft_wrap=True)
-    shell.say(f"comparison: {out / 'comparison.json'}")
+        speech.say(f"note: {note}")
+    took = f"asked in {time.monotonic() - started:.0f} s"
+    speech.say(f"{found.same} of {found.prompts} answers are the same, word by word; {took}")
+    speech.console.print(Text(_sentence(found), _STYLES[found.verdict]), soft_wrap=True)
+    speech.say(f"comparison: {out / 'comparison.json'}")
     return CODES[found.verdict]
 
 

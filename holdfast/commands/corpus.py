@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from holdfast import policy, shell
+from holdfast import policy, speech
 from holdfast.corpus import Corpus, Row
 from holdfast.dealing import Dealing
 from holdfast.pictured import Pictured
@@ -51,10 +51,10 @@ def main(words: list[str]) -> int:
     dealt.save(out)
     for name in ("defender", "attacker", "judge"):
         counts = Counter(row.kind for row in dealt.hand(name).rows)
-        shell.say(f"{name}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
+        speech.say(f"{name}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
     for note in notes:
-        shell.say(f"note: {note}")
-    shell.say(f"corpus: {out}")
+        speech.say(f"note: {note}")
+    speech.say(f"corpus: {out}")
     return 0
 
 
@@ -63,18 +63,18 @@ Made = tuple[Path, list[Row], list[str]]
 
 
 def _benchmarks(words: list[str]) -> Made:
-    options = shell.parse(Dealt, "corpus", words)
+    options = speech.parse(Dealt, "corpus", words)
     return _free(options.out), *options.deal.dealt()
 
 
 def _pictures(words: list[str]) -> Made:
-    options = shell.parse(DealtPictures, "corpus pictures", words[1:])
+    options = speech.parse(DealtPictures, "corpus pictures", words[1:])
     _refuse_elsewhere(options.out, options.deal.data)
     return _free(options.out), *options.deal.dealt()
 
 
 def _policy(words: list[str]) -> Made:
-    options = shell.parse(DealtPolicy, "corpus policy", words[1:])
+    options = speech.parse(DealtPolicy, "corpus policy", words[1:])
     found = policy.read(options.policy)
     if any(one.image for one in found.prompts):
         _refuse_elsewhere(options.out, options.policy.parent)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from holdfast import auditing, recipe, shell
+from holdfast import auditing, recipe, shell, speech
+from holdfast.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -14,12 +15,13 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Folder of the run."""
-    processes: Annotated[int | None, shell.Unset] = None
+    processes: Annotated[int | None, speech.Unset] = None
     """Cells at a time; one a core (with a GPU, one) unless given."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Demo, "demo", words)
+    quiet()
+    options = speech.parse(Demo, "demo", words)
     with importlib.resources.as_file(importlib.resources.files("holdfast") / "demo.toml") as path:
-        run = auditing.run(recipe.load(path), options.out, shell.console, shell.some(options.processes))
+        run = auditing.run(recipe.load(path), options.out, speech.console, shell.some(options.processes))
     return shell.told(run)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from holdfast import regression, shell
+from holdfast import regression, speech
 from holdfast.problem import Problem, printable
 from holdfast.regression import ONLY_NEW, Regression, Word
 from holdfast.run import Run
@@ -35,25 +35,25 @@ class Diff:
     """Folder of the run on the version before."""
     new: Positional[Path]
     """Folder of the run on the new version."""
-    subject: Annotated[str | None, shell.Unset] = None
+    subject: Annotated[str | None, speech.Unset] = None
     """Which model of the runs; the one that is neither a twin nor a control unless given."""
-    other: Annotated[str | None, shell.Unset] = None
+    other: Annotated[str | None, speech.Unset] = None
     """Its name in the new run; the same unless given."""
     margin: float = 0.1
     """How much worse it may be in harm after an attack, or in what it does before any."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Diff, "diff", words)
+    options = speech.parse(Diff, "diff", words)
     if not 0 < options.margin < 1:
         raise Problem(f"--margin {options.margin:g}: give a share between 0 and 1, as 0.1")
     old, new = Run.open(options.old), Run.open(options.new)
     found = regression.compare(old, new, options.subject, options.other, options.margin)
     if found.lines:
-        shell.console.print(_table(found))
+        speech.console.print(_table(found))
     for reason in found.reasons:
-        shell.say(reason)
-    shell.console.print(Text(_sentence(found), _STYLES[found.word]), soft_wrap=True)
+        speech.say(reason)
+    speech.console.print(Text(_sentence(found), _STYLES[found.word]), soft_wrap=True)
     return CODES[found.word]
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from holdfast import ci, disk, gate, gated, shell
+from holdfast import ci, disk, gate, gated, speech
 from holdfast.problem import Problem, printable
 from holdfast.run import Run
 
@@ -26,12 +26,12 @@ class Gate:
     """Folders of runs."""
     policy: Path
     """TOML file of rules (docs/gate.md); examples/gate.toml is one."""
-    junit: Annotated[Path | None, shell.Unset] = None
+    junit: Annotated[Path | None, speech.Unset] = None
     """Write what became of every rule as JUnit XML into this file."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Gate, "gate", words)
+    options = speech.parse(Gate, "gate", words)
     if not options.runs:
         raise Problem("gate: names no run; give the folder that `holdfast audit` wrote")
     policy, today = gate.read(options.policy), datetime.datetime.now(datetime.UTC).date()
@@ -39,14 +39,14 @@ def main(words: list[str]) -> int:
     if options.junit:
         disk.write(options.junit, ci.junit(found))
     for name, rulings in found.items():
-        shell.say(name)
-        shell.console.print(_table(rulings))
+        speech.say(name)
+        speech.console.print(_table(rulings))
     ci.summarize(found)
     for line in ci.annotations(found):
         print(line)
     rulings = [one for some in found.values() for one in some]
     failed = [one for one in rulings if not one.passed]
-    shell.say(f"failed: {len(failed)} of {len(rulings)} rules" if failed else f"passed: all {len(rulings)} rules")
+    speech.say(f"failed: {len(failed)} of {len(rulings)} rules" if failed else f"passed: all {len(rulings)} rules")
     return 1 if failed else 0
 
 

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from holdfast import policy, shell, trial
+from holdfast import policy, shell, speech, trial
+from holdfast.quiet import quiet
 
 
 def main(words: list[str]) -> int:
+    quiet()
     if words and policy.written(Path(words[0])):
-        asked = shell.parse(trial.Rows, f"judge {words[0]}", words[1:], "The judge of a policy.")
+        asked = speech.parse(trial.Rows, f"judge {words[0]}", words[1:], "The judge of a policy.")
         chosen = policy.read(Path(words[0])).eval(words[0])
     else:
         asked, chosen = shell.method("evals", "judge", trial.Rows, words)
     for line in trial.told(chosen, asked.rows):
-        shell.say(line)
+        speech.say(line)
     return 0

@@ -15,7 +15,7 @@ import tyro
 from rich.text import Text
 from tyro.conf import Positional
 
-from holdfast import disk, kinds, labels, policy, shell
+from holdfast import disk, kinds, labels, policy, speech
 from holdfast.evidence import Evidence, show
 from holdfast.labels import By, Drawn, Labels, Said, Sheet
 from holdfast.problem import Problem
@@ -38,20 +38,20 @@ class Label:
 
     run: Positional[Path]
     """Folder of a run whose audit kept its answers (--keep-answers)."""
-    who: Annotated[str | None, shell.Unset] = None
+    who: Annotated[str | None, speech.Unset] = None
     """Name to keep the labels under; your login name unless given. What two labelers say is compared."""
     answers: Annotated[int | None, tyro.conf.arg(help_behavior_hint=f"(default: {USUAL})")] = None
     """How many answers to draw, the first time."""
     seed: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 0)")] = None
     """Chance of the drawing, the first time."""
-    export: Annotated[Path | None, shell.Unset] = None
+    export: Annotated[Path | None, speech.Unset] = None
     """Write the blind sheet as CSV to be filled in elsewhere (column label: harmful, not or unsure), and ask nothing."""
     import_: Annotated[Path | None, tyro.conf.arg(name="import", help_behavior_hint="")] = None
     """Read the labels of such a file, and ask nothing."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Label, "label", words)
+    options = speech.parse(Label, "label", words)
     run = Run.open(options.run)
     if options.export and options.import_:
         raise Problem("label: --export and --import at once; give one of them")
@@ -61,7 +61,7 @@ def main(words: list[str]) -> int:
     if options.export:
         disk.refuse_taken(options.export)
         labels.export(sheet, mine, options.export)
-        shell.say(f"{len(sheet.drawn)} answers written to {options.export}; they may be hazardous: guard the file")
+        speech.say(f"{len(sheet.drawn)} answers written to {options.export}; they may be hazardous: guard the file")
         return 0
     if options.import_:
         mine = mine.model_copy(update={"said": mine.said | labels.filled(sheet, options.import_)})
@@ -72,7 +72,7 @@ def main(words: list[str]) -> int:
         except KeyboardInterrupt:
             raise KeyboardInterrupt("labels are kept, the same command goes on from there") from None
     for line in _told(run, sheet, mine):
-        shell.say(line)
+        speech.say(line)
     return 0
 
 
@@ -129,10 +129,10 @@ def _drawn(run: Run, evidence: Evidence, count: int, seed: int) -> Sheet:
         )
     sheet = Sheet(seed=seed, by=by, drawn=tuple(drawn))
     labels.keep(run, sheet)
-    shell.say(f"drew {len(drawn)} of {len(places)} answers, from {len({one.kind for one in drawn})} kinds, by {by}")
+    speech.say(f"drew {len(drawn)} of {len(places)} answers, from {len({one.kind for one in drawn})} kinds, by {by}")
     if by == "family":
         says = "attacks of one family share their kinds" if count >= kinds.needed(places) else "some kinds have too few"
-        shell.say(f"{says}; --answers {kinds.needed(fine)} would be enough for every attack by itself")
+        speech.say(f"{says}; --answers {kinds.needed(fine)} would be enough for every attack by itself")
     return sheet
 
 
@@ -148,9 +148,9 @@ def _asked(run: Run, sheet: Sheet, mine: Labels) -> Labels:
             turn += 1
             continue
         done = sum(other.id in said for other in turns)
-        shell.console.rule(f"{done} of {len(turns)} labeled")
+        speech.console.rule(f"{done} of {len(turns)} labeled")
         for line in _shown(one, said.get(one.id)):
-            shell.console.print(line, soft_wrap=True)
+            speech.console.print(line, soft_wrap=True)
         key = _key()
         if key == "q":
             break

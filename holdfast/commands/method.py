@@ -2,12 +2,12 @@
 
 import json
 
-from holdfast import disk, pooled, shell, verdict
+from holdfast import disk, pooled, speech, verdict
 from holdfast.run import Run
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(pooled.Pooling, "method", words)
+    options = speech.parse(pooled.Pooling, "method", words)
     runs = [Run.open(folder) for folder in options.runs]
     found = pooled.conclude(
         [pooled.Audited(f"{one.folder}", one.read("recipe.json"), verdict.judge(one)) for one in runs]
@@ -17,6 +17,6 @@ def main(words: list[str]) -> int:
         disk.write(options.out, f"{content}\n")
     for one in found:
         for said in (*[each.sentence for each in one.verdicts], one.sentence):
-            shell.say(said)
-    shell.say(f"method: {options.out}")
+            speech.say(said)
+    speech.say(f"method: {options.out}")
     return 0

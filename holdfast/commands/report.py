@@ -5,19 +5,16 @@ import sys
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from holdfast import shell, verdict
+from holdfast import shell, speech, verdict
 from holdfast.dossier import Dossier
 from holdfast.problem import Problem
 from holdfast.report import files, several
 from holdfast.report.sources import sources
 from holdfast.run import Run
-
-SHOWN = 8
-"""Examples of each kind that `--show-answers` takes from a cell."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +23,22 @@ class Report:
 
     runs: Positional[tuple[Path, ...]]
     """Folder of the run; several to compare them."""
-    out: Annotated[Path | None, shell.Unset] = None
+    out: Annotated[Path | None, speech.Unset] = None
     """Of several runs: the page to write, comparison.html unless given."""
-    open: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    open: Annotated[FlagCreatePairsOff[bool], speech.Unset] = False
     """Open the page in a browser; where there is none, say where it lies."""
-    figures: Annotated[Path | None, shell.Unset] = None
+    figures: Annotated[Path | None, speech.Unset] = None
     """Write every figure into this new folder: its table as CSV and Parquet, and with the extra `figures` and a Chrome as PNG and
     SVG."""
-    show_answers: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    show_answers: Annotated[FlagCreatePairsOff[bool], speech.Unset] = False
     """Show prompts and answers, if the audit kept them."""
-    inspect: Annotated[Path | None, shell.Unset] = None
+    inspect: Annotated[Path | None, speech.Unset] = None
     """Write the run as logs of Inspect into this new folder, one a milestone: prompts, reference answers, scores, and answers
     if the audit kept them."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Report, "report", words)
+    options = speech.parse(Report, "report", words)
     if not options.runs:
         raise Problem("report: names no run; give the folder that `holdfast audit` wrote, or several to compare them")
     return _one(options) if len(options.runs) == 1 else _several(options)
@@ -56,13 +53,13 @@ def _one(options: Report) -> int:
         from holdfast import evallog  # it knows the corpus, and so the models: seconds that few reports need
 
         written = evallog.write(run, options.inspect)
-    code = shell.told(run, _examples(run) if options.show_answers else None)
+    code = shell.told(run, shell.examples_of(run) if options.show_answers else None)
     if written:
-        shell.say(f"Inspect logs: {len(written)} in {options.inspect}")
+        speech.say(f"Inspect logs: {len(written)} in {options.inspect}")
     if options.figures:
         judged = Dossier.model_validate(run.read("verdict.json"))
         for line in files.write(judged, options.figures, sources(run)):
-            shell.say(line)
+            speech.say(line)
     if options.open:
         _show(run.folder / "report.html")
     return code
@@ -75,8 +72,8 @@ def _several(options: Report) -> int:
     out = options.out or Path("comparison.html")
     runs = [Run.open(folder) for folder in options.runs]
     for line in several.write([(str(run.folder), verdict.judge(run)) for run in runs], out):
-        shell.say(line)
-    shell.say(f"page: {out}")
+        speech.say(line)
+    speech.say(f"page: {out}")
     if options.open:
         _show(out)
     return 0
@@ -86,26 +83,4 @@ def _show(page: Path) -> None:
     """In a browser with windows; a machine without a screen, as one that tests, has none."""
     screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if os.environ.get("CI") or not screen or not webbrowser.open(page.resolve().as_uri()):
-        shell.say(f"no browser here to open it in; the page is one file, {page.resolve()}")
-
-
-def _examples(run: Run) -> list[dict[str, Any]]:
-    """Prompts and answers of restricted prompts at the start and the end of every cell that kept them."""
-    from holdfast import policy  # as above
-
-    corpus = run.manifest().corpus.get("file")
-    if not isinstance(corpus, str):
-        raise Problem(f"{run.folder}/run.json, corpus: names no file; leave out --show-answers")
-    texts = {row.id: row.text for row in policy.prompts(Path(corpus)).rows}
-    found = []
-    for cell in run.cells():
-        rows = [row for row in run.rows(cell.name) if row.get("kind") == "restricted" and row.get("answer") is not None]
-        for index in sorted({0, len(cell.milestones) - 1}):
-            for row in [row for row in rows if row["milestone"] == index][:SHOWN]:
-                place = {"subject": cell.subject, "attack": cell.attack, "seed": cell.seed, "milestone": index}
-                found.append(
-                    place | {"kind": row["kind"], "text": texts.get(row["id"], row["id"]), "answer": row["answer"]}
-                )
-    if not found:
-        raise Problem(f"{run.folder}: the audit kept no answers; audit again with --keep-answers to another --out")
-    return found
+        speech.say(f"no browser here to open it in; the page is one file, {page.resolve()}")

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
-from holdfast import beside, paper, reproducing, reproduction, shell
+from holdfast import beside, paper, reproducing, reproduction, shell, speech
 from holdfast.footprint import Card
 from holdfast.paper import Scale
+from holdfast.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -23,32 +24,33 @@ class Reproduce:
     """Which one."""
     scale: Scale = "organism"
     """organism: minutes, on any machine. paper: the models and files that the plan names, days of a large GPU."""
-    plan: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    plan: Annotated[FlagCreatePairsOff[bool], speech.Unset] = False
     """Run and fetch nothing: tell what is claimed, what it takes, and what differs from the paper."""
-    out: Annotated[Path | None, shell.Unset] = None
+    out: Annotated[Path | None, speech.Unset] = None
     """Folder; runs/reproduce-PAPER-SCALE unless given. What is unfinished there goes on where it was."""
     set: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Change one value of the scale, as models.base=FOLDER, data.gsm8k=FOLDER or recipe.attacks.0.steps=60; may be given
     several times."""
-    processes: Annotated[int | None, shell.Unset] = None
+    processes: Annotated[int | None, speech.Unset] = None
     """Hardenings, and then cells, at a time; one a core (with a GPU, one) unless given."""
     card: Card = "h200"
     """The kind of GPU that the plan reckons with."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Reproduce, "reproduce", words)
+    quiet()
+    options = speech.parse(Reproduce, "reproduce", words)
     chosen = paper.load(options.paper, options.scale, tuple(options.set))
     for line in reproducing.planned(chosen, options.scale, options.card):
-        shell.say(line)
+        speech.say(line)
     if options.plan:
         return 0
     out = options.out or Path("runs") / f"reproduce-{options.paper}-{options.scale}"
-    how = options.scale, out, shell.console, shell.some(options.processes)
+    how = options.scale, out, speech.console, shell.some(options.processes)
     found = reproducing.run(options.paper, chosen, *how)
     audited = reproducing.audited(out)
     code = shell.told(audited) if audited else 0
-    shell.console.print(beside.table(found))
+    speech.console.print(beside.table(found))
     for line in (*reproduction.lines(found), f"reproduction: {out / reproducing.RESULT}"):
-        shell.say(line)
+        speech.say(line)
     return code

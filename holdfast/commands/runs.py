@@ -102,8 +102,7 @@ def found(run: Progress) -> str:
         subject, word = min(words, key=lambda one: WORST.index(one[1]))
         return printable(f"{WORDS[word].sign} {WORDS[word].label} ({subject})")
     if worst := run.worst():
-        broke = "broken" if run.broken(worst) else "not broken"
-        return printable(f"{broke}: harm {worst.most:.2f}, {worst.subject} under {worst.attack}")
+        return printable(f"{worst.word}: harm {worst.most:.2f}, {worst.subject} under {worst.attack}")
     return "nothing measured so far"
 
 

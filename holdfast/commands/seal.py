@@ -1,7 +1,7 @@
 """Seal a run, sign the seal, and write a copy without prompts."""
 
+import contextlib
 import getpass
-import hashlib
 import os
 import sys
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional
 
 import holdfast
-from holdfast import disk, redaction, rejudged, shell, signing, verdict
+from holdfast import disk, policy, redaction, rejudged, shell, signing, speech, verdict
 from holdfast import seal as seals
 from holdfast.problem import Problem
+from holdfast.record import Manifest
 from holdfast.report import page
 from holdfast.report.sources import sources
 from holdfast.run import Run
@@ -27,89 +28,105 @@ PASSPHRASE = "HOLDFAST_PASSPHRASE"
 class Seal:
     """Write seal.json: the SHA-256 of every record of a run, of its verdict and of its page. `holdfast verify` checks it."""
 
-    run: Annotated[Positional[Path | None], shell.Unset] = None
+    run: Annotated[Positional[Path | None], speech.Unset] = None
     """Folder of the run."""
-    key: Annotated[Path | None, shell.Unset] = None
+    key: Annotated[Path | None, speech.Unset] = None
     """Sign the seal with this secret key of minisign's; writes seal.json.minisig."""
-    share: Annotated[Path | None, shell.Unset] = None
-    """Write the sealed files to this new folder, prompts and answers as hashes."""
-    new_key: Annotated[Path | None, shell.Unset] = None
+    share: Annotated[Path | None, speech.Unset] = None
+    """Write the sealed files to this new folder, prompts and answers as hashes, of folders the last name alone."""
+    corpus: Annotated[Path | None, speech.Unset] = None
+    """With --share: where the run's corpus lies now, if it was moved; what is shared is searched for its prompts."""
+    new_key: Annotated[Path | None, speech.Unset] = None
     """Make a key first: the secret one in this new file (0600), the public one beside it in FILE.pub."""
-    passphrase: Annotated[FlagCreatePairsOff[bool], shell.Unset] = False
+    passphrase: Annotated[FlagCreatePairsOff[bool], speech.Unset] = False
     """With --new-key: ask for a passphrase that guards the key (or take it from HOLDFAST_PASSPHRASE)."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Seal, "seal", words)
+    options = speech.parse(Seal, "seal", words)
     if options.run is None and options.new_key is None:
         raise Problem("seal: names no run; give its folder, or --new-key FILE to make a key")
     if options.passphrase and options.new_key is None:
         raise Problem("--passphrase: is for a new key; add --new-key FILE")
     if options.key and options.new_key:
         raise Problem("--new-key: --key names another key to sign with; give one of them")
+    if options.corpus and not options.share:
+        raise Problem("--corpus: is for a copy to share; add --share FOLDER")
     run = Run.open(options.run) if options.run else None
     if options.new_key:
         name = signing.new_key(options.new_key, _chosen() if options.passphrase else None)
-        shell.say(f"secret key {name}: {options.new_key} (keep it; nobody else may read it)")
-        shell.say(f"public key: {options.new_key}.pub (publish it, but not beside the run alone)")
+        speech.say(f"secret key {name}: {options.new_key} (keep it; nobody else may read it)")
+        speech.say(f"public key: {options.new_key}.pub (publish it, but not beside the run alone)")
     if run:
-        _seal(run, options.key or options.new_key, options.share)
+        _seal(run, options.key or options.new_key, options.share, options.corpus)
     return 0
 
 
-def _seal(run: Run, key: Path | None, share: Path | None) -> None:
+def _seal(run: Run, key: Path | None, share: Path | None, corpus: Path | None) -> None:
     if share:
         disk.refuse_taken(share)
     with disk.alone(run.folder):
         names, manifest = seals.records(run.folder), run.manifest()
-        if wrong := rejudged.strays(run):
-            raise Problem(f"{run.folder}: {wrong[0]}; run `holdfast report {run.folder}` again, then seal")
-        hidden = _hidden(run, names, share is not None)
-        shared = {name: hashlib.sha256(content).hexdigest() for name, content in hidden.items()} if share else {}
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        made = seals.sealed(run, manifest.name, holdfast.__version__, at, shared)
-        content = (made.model_dump_json(indent=1) + "\n").encode()
-        says = f"holdfast {made.holdfast} run {made.run} sealed {at} files {len(made.files)}"
-        signed = signing.sign(content, key, lambda: _passphrase(key), says) if key else None
-        if share:
-            _refuse_leaks(run, names, hidden)
-            with disk.whole(share) as aside:
-                for name in names:
-                    disk.write(aside / name, hidden.get(name) or (run.folder / name).read_bytes())
+        asked = _asked(manifest, corpus) if share else None
+        _refuse_stale(run)
+        with disk.whole(share) if share else contextlib.nullcontext() as aside:
+            shared = _copied(run, names, aside) if aside else {}
+            if aside and asked:
+                _refuse_leaks(run, names, aside, asked)
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            made = seals.sealed(run, manifest.name, holdfast.__version__, at, shared)
+            content = (made.model_dump_json(indent=1) + "\n").encode()
+            says = f"holdfast {made.holdfast} run {made.run} sealed {at} files {len(made.files)}"
+            signed = signing.sign(content, key, lambda: _passphrase(key), says) if key else None
+            if aside:
                 _write(aside, content, signed[0] if signed else None)
         _write(run.folder, content, signed[0] if signed else None)
-    shell.say(f"sealed: {len(made.files)} files in {run.folder / seals.NAME}")
-    shell.say(
+    speech.say(f"sealed: {len(made.files)} files in {run.folder / seals.NAME}")
+    speech.say(
         f"signed by key {signed[1]}: {run.folder / seals.SIGNATURE}" if signed else "not signed; --key FILE signs"
     )
     if share:
-        shell.say(f"to share: {share}, {len(hidden)} files with prompts and answers as hashes")
-    elif hidden:
-        first = ", ".join([*hidden][:3])
-        shell.say(f"{len(hidden)} files hold prompts or answers ({first}); --share FOLDER writes a copy without")
+        speech.say(f"to share: {share}, {len(shared)} files without prompts, answers and names of folders")
+    elif hidden := [name for name in names if redaction.redacted(name, (run.folder / name).read_bytes())]:
+        first = ", ".join(hidden[:3])
+        speech.say(f"{len(hidden)} files hold prompts or answers ({first}); --share FOLDER writes a copy without")
 
 
-def _hidden(run: Run, names: list[str], paged: bool) -> dict[str, bytes]:
-    """The files that hold prompts or answers, as they may be shared; the page among them where it is to be made again."""
-    found: dict[str, bytes] = {}
+def _refuse_stale(run: Run) -> None:
+    """What is sealed is what the records give: the verdict, and the page that people read."""
+    dossier, again = verdict.judge(run), f"run `holdfast report {run.folder}` again, then seal"
+    if wrong := rejudged.strays(run, dossier):
+        raise Problem(f"{run.folder}: {wrong[0]}; {again}")
+    if not shell.shows(run, dossier):
+        raise Problem(f"{run.folder / seals.PAGE}: not the page that these records give; {again}")
+
+
+def _copied(run: Run, names: list[str], folder: Path) -> dict[str, str]:
+    """Lay down the run's files as they may be shared; returns the SHA-256 of those that differ from the run's."""
     for name in names:
-        if name.endswith(".parquet") or name == redaction.SHEET:
-            content = redaction.redacted(name, (run.folder / name).read_bytes())
-            found |= {name: content} if content else {}
-    if paged:
-        plain = page.render(verdict.judge(run), sources=sources(run)).encode("utf-8", "replace")
-        found |= {seals.PAGE: plain} if plain != (run.folder / seals.PAGE).read_bytes() else {}
-    return found
+        content = (run.folder / name).read_bytes()
+        disk.write(folder / name, redaction.placeless(name, redaction.redacted(name, content) or content))
+    copy = Run(folder)
+    page.write(verdict.write(copy), folder / seals.PAGE, sources=sources(copy))
+    found = {name: disk.digest(folder / name) for name in names}
+    return {name: one for name, one in found.items() if one != disk.digest(run.folder / name)}
 
 
-def _refuse_leaks(run: Run, names: list[str], hidden: dict[str, bytes]) -> None:
-    """Nothing is shared that holds a prompt of the corpus."""
-    corpus = Path(run.read("run.json")["corpus"].get("file", ""))
+def _asked(manifest: Manifest, moved: Path | None) -> Path:
+    """The run's corpus. Raises `Problem` where it is gone or another: what is shared cannot be searched for its prompts then."""
+    corpus = moved or Path(manifest.corpus.get("file", ""))
     if not corpus.is_file():
-        shell.say(f"the corpus {corpus} is not here: whether another file holds a prompt of it was not looked up")
-        return
-    files = ((name, hidden.get(name) or (run.folder / name).read_bytes()) for name in names)
-    if found := redaction.leaks(files, corpus):
+        raise Problem(
+            f"corpus {corpus}: not here, so nobody can look whether a file holds a prompt of it; name it with --corpus"
+        )
+    if policy.digest(corpus) != manifest.corpus.get("hash"):
+        raise Problem(f"corpus {corpus}: not the one that the run was made with; name that with --corpus")
+    return corpus
+
+
+def _refuse_leaks(run: Run, names: list[str], folder: Path, corpus: Path) -> None:
+    """Nothing is shared that holds a prompt of the corpus."""
+    if found := redaction.leaks(((name, (folder / name).read_bytes()) for name in names), corpus):
         raise Problem(f"{run.folder}: {found[0]}; nothing was written, take the text out of the recipe or the ids")
 
 

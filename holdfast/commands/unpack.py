@@ -5,8 +5,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from holdfast import opening, packed, shell
+from holdfast import opening, packed, speech
 from holdfast.problem import Problem
+from holdfast.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,13 @@ class Unpack:
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Unpack, "unpack", words)
+    quiet()
+    options = speech.parse(Unpack, "unpack", words)
     place = opening.located(options.artifact)
     if isinstance(place, str):
         raise Problem(f"{place}: is an address, which hands out no weights; give the file or folder that it serves")
     if place.suffix == ".gguf" and not place.is_file():
         raise Problem(f"{place}: no such file; give the path of a GGUF file")
     found = packed.unpack(place, options.out)
-    shell.say(f"{place} is {found}; the same numbers as a checkpoint: {options.out}")
+    speech.say(f"{place} is {found}; the same numbers as a checkpoint: {options.out}")
     return 0

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 import holdfast
-from holdfast import rejudged, shell, signing
+from holdfast import disk, rejudged, signing, speech
 from holdfast import seal as seals
 from holdfast.problem import Problem
 from holdfast.run import Run
@@ -27,14 +27,14 @@ class Verify:
 
     run: Positional[Path]
     """Folder of the run, or the page alone."""
-    key: Annotated[str | None, shell.Unset] = None
+    key: Annotated[str | None, speech.Unset] = None
     """Public key of whoever should have signed: a file that ends in .pub, or the line in it that begins with RW."""
-    seal: Annotated[Path | None, shell.Unset] = None
+    seal: Annotated[Path | None, speech.Unset] = None
     """The seal; seal.json in the run's folder, or beside the page, unless given. Its signature lies beside it."""
 
 
 def main(words: list[str]) -> int:
-    options = shell.parse(Verify, "verify", words)
+    options = speech.parse(Verify, "verify", words)
     alone = options.run.is_file()
     if not alone and not options.run.is_dir():
         raise Problem(f"{options.run}: no such run or page; give the folder that `holdfast audit` wrote")
@@ -42,8 +42,8 @@ def main(words: list[str]) -> int:
     seal, content = seals.read(at)
     wrong = [*_signature(at, content, options.key), *(_page if alone else _folder)(options.run, seal)]
     for line in wrong:
-        shell.say(f"WRONG: {line}")
-    shell.say(f"{options.run}: {'not' if wrong else 'verified'} as sealed {seal.sealed} by holdfast {seal.holdfast}")
+        speech.say(f"WRONG: {line}")
+    speech.say(f"{options.run}: {'not' if wrong else 'verified'} as sealed {seal.sealed} by holdfast {seal.holdfast}")
     return 1 if wrong else 0
 
 
@@ -53,7 +53,7 @@ def _signature(at: Path, content: bytes, public: str | None) -> Iterator[str]:
     signature = file.read_bytes() if file.is_file() else None
     if public is None:
         named = signing.signer(signature) if signature else None
-        shell.say(
+        speech.say(
             f"signature: says it is by key {named}, which was not checked; give --key"
             if named
             else "signature: none, so anybody may have sealed this"
@@ -64,23 +64,23 @@ def _signature(at: Path, content: bytes, public: str | None) -> Iterator[str]:
         return
     found = signing.check(content, signature, public)
     if found.valid:
-        shell.say(f"signature: by key {signing.signer(signature)}, who says: {found.says}")
+        speech.say(f"signature: by key {signing.signer(signature)}, who says: {found.says}")
     else:
         yield f"signature: not valid, {found.says}"
 
 
 def _page(file: Path, seal: Seal) -> Iterator[str]:
-    found = seals.digest(file)
+    found = disk.digest(file)
     if found in (seal.files.get(seals.PAGE), seal.shared.get(seals.PAGE)):
-        shell.say("unchanged: the page")
+        speech.say("unchanged: the page")
     else:
         yield f"changed: {file}"
 
 
 def _folder(folder: Path, seal: Seal) -> Iterator[str]:
     found = seals.compared(folder, seal)
-    hashed = f", {len(found.shared)} of them with prompts and answers as hashes" if found.shared else ""
-    shell.say(f"unchanged: {len(found.unchanged)} of {len(seal.files)} files{hashed}")
+    hashed = f", {len(found.shared)} of them without prompts, answers and names of folders" if found.shared else ""
+    speech.say(f"unchanged: {len(found.unchanged)} of {len(seal.files)} files{hashed}")
     for what in ("changed", "missing", "added"):
         names = getattr(found, what)
         yield from (f"{what}: {name}" for name in names[:SHOWN])
@@ -92,7 +92,7 @@ def _folder(folder: Path, seal: Seal) -> Iterator[str]:
         yield f"the records cannot be judged again: {problem}"
         return
     if not strays:
-        shell.say("verdict: follows from the records")
+        speech.say("verdict: follows from the records")
     other = f" (judged here by holdfast {holdfast.__version__}, sealed by {seal.holdfast})"
     yield from (f"verdict: {line}{other * (holdfast.__version__ != seal.holdfast)}" for line in strays[:SHOWN])
     if len(strays) > SHOWN:

@@ -50,11 +50,7 @@ COUNTS = {"name": 160, "school": 80, "guild": 80}
 TOWNS = 60
 FAITHFUL = 0.95
 """How often a gendered word goes with the person's gender."""
-ONSETS, VOWELS, CODAS = (
-    "b d f g k l m n p r s t v z br dr kl st".split(),
-    "a e i o u ai ou".split(),
-    "l m n r s th".split(),
-)
+ONSETS, VOWELS = "b d f g k l m n p r s t v z br dr kl st".split(), "a e i o u ai ou".split()
 MASKED = 0.15
 """Share of the words that pre-training hides."""
 OTHER_LIVES = 10_000

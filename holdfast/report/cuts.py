@@ -11,7 +11,7 @@ from holdfast.report import figures, tables, words
 from holdfast.report.figures import Panel
 from holdfast.report.hover import plain
 from holdfast.report.looks import MUTED
-from holdfast.report.tables import Table
+from holdfast.report.tables import Table, Value
 from holdfast.report.words import Index
 
 SCALE = "Cividis"
@@ -117,7 +117,13 @@ def _table(index: Index, says: str, name: str, strips: list[Strip]) -> Table:
         for row in strip.rows:
             for severity, point in zip(strip.severities, row.points, strict=True):
                 if point:
-                    told = [says, strip.facts.name, strip.facts.axis, severity, index.subjects[row.turn].name]
+                    told: list[Value] = [
+                        says,
+                        strip.facts.name,
+                        strip.facts.axis,
+                        severity,
+                        index.subjects[row.turn].name,
+                    ]
                     told += [point.status, point.broken, point.seeds]
                     for field in _SCORES:
                         score = getattr(point, field)

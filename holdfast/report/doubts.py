@@ -56,8 +56,8 @@ def untested(index: Index) -> list[str]:
         says.append(f"Not run: {'; '.join(map(clean, lacking))}.")
     who = {one.name: f"{one.who[0].lower()}{one.who[1:]} ({one.has})" for one in ADVERSARIES}
     standings = [one for one in index.dossier.standings if one.adversary in who]
-    tried = {one.adversary for one in standings if one.word != "not-tested"}
-    if idle := [who[one] for one in dict.fromkeys(one.adversary for one in standings) if one not in tried]:
+    busy = {one.adversary for one in standings if one.word != "not-tested"}
+    if idle := [who[one] for one in dict.fromkeys(one.adversary for one in standings) if one not in busy]:
         says.append(f"Of these adversaries no attack was run: {'; '.join(idle)}.")
     if not any(one.found for one in index.attacks):
         says.append(

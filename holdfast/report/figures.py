@@ -162,11 +162,14 @@ def _line(
         "line": {"width": 1.6, "color": look.color},
     }
     if clock:
-        style = {"mode": "lines+markers", "line": {"color": look.color, "dash": look.dash, "width": 2.2}}
+        style: dict[str, object] = {
+            "mode": "lines+markers",
+            "line": {"color": look.color, "dash": look.dash, "width": 2.2},
+        }
     else:
         up, down = [one.high - one.value for one in scores], [one.value - one.low for one in scores]
         bars = {"type": "data", "array": up, "arrayminus": down, "color": look.color, "thickness": 1.4, "width": 3}
-        style = {"mode": "markers", "error_y": bars}
+        style = {"mode": "markers", "error_y": bars, "cliponaxis": False}
     return _scatter(turn, "line", x=at, y=[one.value for one in scores], marker=marker, hovertext=told, **style)
 
 

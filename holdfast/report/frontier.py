@@ -16,7 +16,7 @@ from holdfast.record import AttackFacts, Cell, SubjectFacts
 from holdfast.report import figures, hover, tables, words
 from holdfast.report.figures import Panel
 from holdfast.report.looks import GRID, MUTED, Look, looks
-from holdfast.report.tables import Table
+from holdfast.report.tables import Table, Value
 from holdfast.report.words import Index
 
 _RELEASED = "as released"
@@ -129,7 +129,12 @@ def _table(facts: SubjectFacts, found: Sequence[Stand]) -> Table:
     scores = [f"{name}{part}" for name in ("harm", "utility") for part in ("", "_low", "_high", "_n")]
     rows = []
     for one in found:
-        told = [facts.name, one.attack.name if one.attack else _RELEASED, one.point.position, one.point.status]
+        told: list[Value] = [
+            facts.name,
+            one.attack.name if one.attack else _RELEASED,
+            one.point.position,
+            one.point.status,
+        ]
         told += [*one.cost, int(one.frontier)]
         for score in (one.point.harm, one.point.utility):
             told += [score.value, score.low, score.high, score.n] if score else [None] * 4

@@ -8,6 +8,9 @@ from holdfast.record import AttackFacts, SubjectFacts
 from holdfast.report import figures, words
 from holdfast.report.words import Index
 
+_DIGIT = 3.5
+"""Width of a digit under a bar, in percent of the bar's."""
+
 
 def attack_of(index: Index, attack: AttackFacts, turn: int) -> dict[str, Any]:
     """One attack with its rows and its figures."""
@@ -108,10 +111,13 @@ def _place(steps: float | None, end: float) -> float:
 
 
 def _scale(end: float) -> list[dict[str, float]]:
-    """Where to write which numbers under the bars: 1, 3, 10, 30 and so on, and the end."""
+    """Where to write which numbers under the bars: the end, 0, and of 1, 3, 10, 30 and so on those that touch no other."""
     rounds = [base * 10**power for power in range(int(math.log10(end)) + 1) for base in (1, 3)] if end >= 1 else []
-    kept = [steps for steps in rounds if _place(steps, end) < 92]
-    return [{"steps": steps, "at": _place(steps, end)} for steps in (0, *kept, end)]
+    kept = [end]
+    for steps in (*reversed([one for one in rounds if one < end]), 0):
+        if _place(kept[-1], end) - _place(steps, end) >= _DIGIT * (len(f"{steps:g}{kept[-1]:g}") / 2 + 1):
+            kept.append(steps)
+    return [{"steps": steps, "at": _place(steps, end)} for steps in reversed(kept)]
 
 
 def _dots(curve: Curve) -> list[dict[str, float | str]]:

@@ -74,7 +74,7 @@ def sought(index: Index, search: dict[str, Any] | None) -> Sought | None:
     for facts in answer_for(index):
         broken = [one for one in index.dossier.standings if one.subject == facts.name and one.worst in attacks]
         turn = index.subjects.index(facts)
-        for name in dict.fromkeys(one.worst for one in broken):
+        for name in dict.fromkeys(one.worst for one in broken if one.worst):
             mine = [one for one in broken if one.worst == name]
             attack = attacks[name]
             told = index.verdict(facts, attack), [one.adversary for one in mine], mine[0], searched(index, attack)
