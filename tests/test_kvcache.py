@@ -14,7 +14,6 @@ from holdfast.rounding import rounded
 from test_cuts import IDS, Make, every, logits, subject, walked
 
 
-@torch.no_grad()
 def test_a_rounded_cache_is_attention_over_rounded_keys_and_values(checkpoint: Make) -> None:
     """One block by hand, from the projections on."""
     lm = subject(checkpoint, "llama")
