@@ -40,7 +40,7 @@ def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
     dossier: Dossier = verdict.write(run)
     page.write(dossier, run.folder / "report.html", examples, sources(run))
-    console.print(terminal.table(dossier))
+    console.print(terminal.table(dossier, console.width))
     places = "", f"page: {run.folder / 'report.html'}", f"verdict: {run.folder / 'verdict.json'}"
     for line in (*(f"not run: {one}" for one in dossier.manifest.not_run), *places, dossier.manifest.kept):
         say(line)

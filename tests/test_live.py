@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -278,6 +279,19 @@ class TestDisplay:
         said = file.getvalue()
         assert "2 of 27 cells" in said and said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")
         assert not (folder / activity.FILE).exists()
+
+    def test_the_cursor_comes_back_after_sigterm(self, tmp_path: Path) -> None:
+        """And whoever heard of the signal before hears of it, as without a view."""
+        heard: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        folder, place = saved(tmp_path / "run", cells(SOME)), tmp_path / "terminal"
+        try:
+            with place.open("w") as file, display.Screen(Console(file=file, force_terminal=True, width=80), folder):
+                signal.raise_signal(signal.SIGTERM)
+                said = place.read_text()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert heard == [signal.SIGTERM] and said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")
 
     def test_failed_cells_stay_on_the_screen_when_the_view_goes(self, tmp_path: Path) -> None:
         file, folder = Terminal(), saved(tmp_path / "run", cells(SOME))

@@ -108,9 +108,9 @@ def _place(steps: float | None, end: float) -> float:
 
 
 def _scale(end: float) -> list[dict[str, float]]:
-    """Where to write which numbers under the bars: 1, 3, 10, 30 and so on, and the end."""
+    """Where to write which numbers under the bars: 1, 3, 10, 30 and so on, and the end, which needs room at its left."""
     rounds = [base * 10**power for power in range(int(math.log10(end)) + 1) for base in (1, 3)] if end >= 1 else []
-    kept = [steps for steps in rounds if _place(steps, end) < 92]
+    kept = [steps for steps in rounds if _place(steps, end) < 80]
     return [{"steps": steps, "at": _place(steps, end)} for steps in (0, *kept, end)]
 
 
