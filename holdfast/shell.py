@@ -6,7 +6,7 @@ import tyro
 
 from holdfast import verdict
 from holdfast.dossier import Dossier
-from holdfast.problem import Problem
+from holdfast.problem import Problem, wrapped
 from holdfast.quiet import quiet
 from holdfast.report import page, terminal
 from holdfast.report.sources import sources
@@ -27,9 +27,14 @@ def method(room: "Room", command: str, places: type[Any], words: list[str]) -> t
     """The places and the method that `holdfast COMMAND METHOD --flags` names."""
     from holdfast import method as methods  # and so torch, which a report does without
 
-    known = ", ".join(methods.names(room))
     if not words or words[0] in ("-h", "--help"):
-        print(f"usage: holdfast {command} METHOD ... (holdfast {command} METHOD --help tells more)\n\n{room}: {known}")
+        print(f"usage: holdfast {command} METHOD ... (holdfast {command} METHOD --help tells more)\n\n{room}:")
+        known = {
+            name: (methods.find(room, name).__doc__ or "").strip().partition("\n")[0] for name in methods.names(room)
+        }
+        wide = max(map(len, known))
+        for name, says in known.items():
+            print(wrapped(f"  {name:{wide}}  {says}", " " * (wide + 4)))
         raise SystemExit(0 if words else 2)
     found = methods.find(room, words[0])
     both = Annotated[places, tyro.conf.arg(name="")], Annotated[found, tyro.conf.arg(name="")]

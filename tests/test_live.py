@@ -100,6 +100,15 @@ class TestState:
         assert "lox under quick, seed 1" in shown and "look 4 of 9, at 6" in shown and "42 s" in shown
         assert "cost so far: 30 s of computing" in shown
 
+    def test_a_cell_with_a_record_is_not_at_work_any_more(self, tmp_path: Path) -> None:
+        """Unless the record is older than the work: a failed cell that is run again."""
+        folder = saved(tmp_path / "run", cells(SOME))
+        at_work(folder, Task(name="lox.slow.0", began=1058.0), Task(name="twin.slow.0", began=time.time() + 9))
+        with running(folder):
+            run = Reader(folder).look()
+        assert "2 done, 1 running, 24 to go" in seen(run) and "1 at work" in dashboard.summary(run, 1100.0)
+        assert "lox under slow" not in seen(run).partition("worst so far")[0]
+
     def test_killed_it_is_interrupted_whatever_it_left_behind(self, tmp_path: Path) -> None:
         folder = saved(tmp_path / "run", cells(SOME))
         at_work(folder, Task(name="lox.quick.1", began=1058.0))

@@ -11,7 +11,7 @@ from rich.text import Text
 from holdfast.dossier import Dossier, Verdict
 from holdfast.evidence import INCOHERENT, alike
 from holdfast.record import AttackFacts, Score, SubjectFacts
-from holdfast.report import doubts, words
+from holdfast.report import doubts, heads, words
 from holdfast.report.rows import searched
 from holdfast.report.words import Index
 
@@ -52,13 +52,14 @@ def _heading(index: Index) -> Text:
 
 
 def _conclusions(index: Index) -> list[Text]:
-    """What is said of each defense over all attacks."""
+    """What is said of each defense over all attacks; of a model without a twin, what each adversary did to it."""
     found = []
-    for facts in index.subjects:
+    for facts in heads.answer_for(index):
         conclusion = index.conclusion(facts)
-        if conclusion and words.role(facts) == "defense":
-            word = words.WORDS[conclusion.word]
-            says = words.clean(conclusion.sentence, 600)
+        standings = [one for one in index.dossier.standings if one.subject == facts.name and one.word != "not-tested"]
+        for one in [conclusion] if conclusion else standings:
+            word = words.WORDS[one.word]
+            says = words.clean(one.sentence, 600)
             found.append(Text.assemble("\n", (f"{word.sign} {word.label}", _STYLES[word.tone]), f"  {says}"))
     return found
 
@@ -91,7 +92,7 @@ def _title(index: Index, attack: AttackFacts) -> Text:
     budget = (
         f"{end:g} steps"
         if attack.axis == "steps"
-        else f"{words.clean(attack.axis, 20)} to {end:g}; worst harm, no clock"
+        else f"{words.clean(attack.axis, 32)} to {end:g}; worst harm, no clock"
     )
     method = words.clean(attack.method, 30)
     rest = f"  {f'{method}, ' if method != attack.name else ''}{seeds} seed{'s' * (seeds != 1)}, {budget}"
