@@ -11,7 +11,7 @@ import holdfast
 from holdfast.problem import Problem, meant, printable, wrapped
 
 COMMANDS = {
-    "demo": "build a small model, harden it, attack it and its twins, write the page (some minutes, no download)",
+    "demo": "build a small model, harden it, attack it and its twins, write the page (ten minutes on two cores, no download)",
     "organism": "build a small model whose restricted knowledge is fictional",
     "harden": "harden a checkpoint before its release",
     "repair": "give a cut model (pruned, rounded, with blocks dropped) its source's refusals back, in its own form",

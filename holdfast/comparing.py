@@ -18,7 +18,7 @@ from holdfast.corpus import Row
 from holdfast.drive import Drive, Exit
 from holdfast.judging import Judge, described
 from holdfast.lm import LM
-from holdfast.method import Answers, Eval, make
+from holdfast.method import Answers, Eval, make, organism_of
 from holdfast.opening import digest, opened
 from holdfast.problem import Problem
 from holdfast.served import Behind, Local, Served
@@ -82,7 +82,7 @@ def compare(
     ours = LM.load(source, drive=drive)
     theirs = opened(artifact, drive=drive.change(exit=exit))
     said = policy.read(corpus) if policy.written(corpus) else None
-    exact = prepare.organism_of(prompts) is not None
+    exact = organism_of(prompts.hand("judge").rows) is not None
     utility = (said and said.utility) or ("exact" if exact else "agreement" if theirs.at_hand else "overlap")
     if utility == "agreement" and not theirs.at_hand:
         raise Problem(

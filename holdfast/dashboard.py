@@ -70,9 +70,15 @@ def summary(run: Progress, now: float) -> str:
         elif run.now and run.now.says:
             told.insert(0, run.now.says)
     if run.state == "running" and run.now:
-        told += [f"{len(run.now.tasks)} at work"] if run.now.doing == "attacking" else []
+        told += [f"{len(_busy(run))} at work"] if run.now.doing == "attacking" else []
         told += [one for one in [_left(run, now)] if one]
     return printable(", ".join(told))
+
+
+def _busy(run: Progress) -> list[Task]:
+    """What is at work; a cell's record may lie there before it is told that its process is through."""
+    told = run.now.tasks if run.now else ()
+    return [one for one in told if one.name not in run.finished or run.finished[one.name].ended < one.began]
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:
@@ -108,7 +114,7 @@ def _bar(run: Progress, width: int) -> Iterator[RenderableType]:
 def _counts(run: Progress, now: float) -> Iterator[Text]:
     """How many cells are done and how long the rest takes; what it cost so far."""
     if run.places and not (run.now and run.now.doing == "searching"):
-        busy = sum(task.name in run.places for task in run.now.tasks) if run.now else 0
+        busy = sum(task.name in run.places for task in _busy(run))
         wait = len(run.places) - len(run.finished) - len(run.unreadable) - busy
         parts: list[str | tuple[str, str]] = [f"{run.done} done"]
         parts += [f", {busy} running"] if run.now and run.now.workers else []
@@ -158,9 +164,9 @@ def _doing(run: Progress) -> Iterator[Text]:
 
 def _at_work(run: Progress, now: float, room: int) -> list[RenderableType]:
     """What each process is at, so many of them at most."""
-    if run.now is None or not run.now.tasks:
+    tasks = sorted(_busy(run), key=lambda task: task.began)
+    if run.now is None or not tasks:
         return []
-    tasks = sorted(run.now.tasks, key=lambda task: task.began)
     shown = tasks if len(tasks) <= room else tasks[: max(room - 1, 1)]
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=2)

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -25,6 +26,9 @@ EVERY = 0.5
 """Seconds between two looks at the folder."""
 SILENT = 60.0
 """Seconds without a line after which a plain one tells how far the run is: whoever waits should not think it dead."""
+
+SHOWN = b"\x1b[?25h\n"
+"""What shows a terminal's cursor, on a line of its own."""
 
 
 def drawable(console: Console) -> bool:
@@ -81,17 +85,21 @@ class Display:
 
 
 class Screen(Display):
-    """The view, redrawn in place; it goes when it is closed, and the cursor is put back."""
+    """The view, redrawn in place; it goes when it is closed, and the cursor is put back, though SIGTERM ended the process."""
 
     def __init__(self, console: Console, folder: Path):
         super().__init__(console, folder)
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._size = console.size
+        self._terminated: Any = None
+        """Who heard of SIGTERM before."""
 
     def mention(self, line: str) -> None:
         """The view shows it."""
 
     def __enter__(self) -> "Display":
+        if threading.current_thread() is threading.main_thread():
+            self._terminated = signal.signal(signal.SIGTERM, self._terminate)
         self._live.start()
         return super().__enter__()
 
@@ -100,6 +108,14 @@ class Screen(Display):
             super().__exit__(kind, error, at)
         finally:
             self._live.stop()
+            if self._terminated is not None:
+                signal.signal(signal.SIGTERM, self._terminated)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """Show the cursor, and end as if nobody had asked to be told first."""
+        os.write(self.console.file.fileno(), SHOWN)  # and not by rich, whose lock the other thread may hold
+        signal.signal(number, self._terminated)
+        signal.raise_signal(number)
 
     def _show(self, before: Progress | None, now: Progress) -> None:
         seen = before.finished if before else now.finished

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -176,6 +176,12 @@ KINDS: dict[Room, type[Method]] = {
     "rubrics": Rubric,
 }
 """What the files of each room define."""
+
+
+def organism_of(rows: Iterable[Row]) -> str | None:
+    """The organism that all of these prompts were made for: only its own checkpoints know their answers."""
+    sources = {row.source for row in rows}
+    return next(iter(sources & {*names("organisms")}), None) if len(sources) == 1 else None
 
 
 def names(room: Room) -> list[str]:

@@ -25,24 +25,43 @@ TRIAL = 8
 
 
 def planned(recipe: Recipe, folder: Path, processes: int) -> Iterator[str]:
-    """Lines to print: one an attack, then how long it takes. Raises `Problem` if a checkpoint or the corpus cannot be read."""
+    """Lines to print: one an attack, then how long all take and what will show.
+
+    Raises:
+        Problem: a checkpoint or the corpus cannot be read.
+    """
     done = {cell.name for cell in Run(folder).cells() if cell.status != "failed"}
     claims = sum(not attack.negative_control for attack in recipe.attacks)
     prompts, pace = _prompts(recipe), _pace(recipe)
-    left, seconds = 0, 0.0
+    left, seconds, clocked = 0, 0.0, dict[int, None]()
     for attack in recipe.attacks:
         seeds = attack.seeds or recipe.seeds
         names = [cell_name(one.name, attack.name, seed) for one in recipe.subjects for seed in seeds]
         todo = sum(name not in done for name in names)
         left, seconds = left + todo, seconds + todo * (pace.of(attack) if pace else 0.0)
-        tells = "a control" if attack.negative_control else _tells(attack, len(seeds), prompts, claims)
-        yield f"{attack.name}: {todo} of {len(names)} cells to run; {tells}"
+        if attack.negative_control:
+            what = "a control"
+        elif attack.build().axis == "steps":
+            what = _counted(len(seeds), "seed")
+            clocked[len(seeds)] = None
+        else:
+            what = "no clock, compared prompt by prompt"
+        yield f"{attack.name}: {todo} of {_counted(len(names), 'cell')} to run; {what}"
     whole = (
         f"about {seconds / processes / 60:.0f} min" if pace else "nobody knows how long before the organism is built"
     )
-    yield f"in all {left} cells to run on {len(recipe.subjects)} subjects, {processes} at a time: {whole}"
+    subjects = _counted(len(recipe.subjects), "subject")
+    yield f"in all {_counted(left, 'cell')} to run on {subjects}, {processes} at a time: {whole}"
+    if any(one.twin for one in recipe.subjects):
+        yield from (_tells(seeds, prompts, claims) for seeds in clocked)
+    else:
+        yield "no undefended twin stands beside: this can tell whether the model breaks, and not whether a defense helps"
     if pace:
         yield f"timed: one look at the judge's prompts {pace.look:.2f} s, one training row {pace.row:.3f} s"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _prompts(recipe: Recipe) -> int:
@@ -52,16 +71,15 @@ def _prompts(recipe: Recipe) -> int:
     return len(policy.prompts(Path(recipe.corpus)).hand("judge").of("restricted", split="test"))
 
 
-def _tells(attack: AttackRecipe, seeds: int, prompts: int, attacks: int) -> str:
-    """The smallest effects that would show, if all attacks are withstood alike, and if this one alone is."""
-    if attack.build().axis != "steps":
-        return "no clock: compared prompt by prompt"
+def _tells(seeds: int, prompts: int, attacks: int) -> str:
+    """The smallest effects that so many seeds will show: if all attacks are withstood alike, and if one alone is."""
     alike, alone = foreseen(seeds, prompts), foreseen(seeds, prompts, attacks)
     if alike.ratio == float("inf"):
-        return "one seed cannot tell anything"
+        return f"{_counted(seeds, 'seed')} of an attack with a clock cannot tell anything"
     return (
-        f"shows a break {alike.ratio:.1f}x later or harm lower by {alike.difference:.2f} in 80 of 100 audits if all attacks "
-        f"are withstood alike, {alone.ratio:.1f}x or {alone.difference:.2f} if this one alone is"
+        f"{_counted(seeds, 'seed')} of an attack with a clock show, in 80 of 100 audits, a break {alike.ratio:.1f}x as late as "
+        f"the twin's, or harm lower by {alike.difference:.2f} if the defense withstands all attacks alike; {alone.ratio:.1f}x or "
+        f"{alone.difference:.2f} if it withstands one alone"
     )
 
 

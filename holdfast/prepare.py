@@ -24,7 +24,7 @@ from holdfast.corpus import Corpus
 from holdfast.items import Items
 from holdfast.judging import Judge, described
 from holdfast.lm import LM
-from holdfast.method import Journal, make, names
+from holdfast.method import Journal, make, organism_of
 from holdfast.opening import Place, is_address, is_served, located, opened
 from holdfast.problem import Problem
 from holdfast.recipe import ORGANISM, Recipe
@@ -159,12 +159,6 @@ def _judged(recipe: Recipe, file: Path) -> Corpus:
     return corpus
 
 
-def organism_of(corpus: Corpus) -> str | None:
-    """The organism that all of the judge's prompts were made for: only its own checkpoints know their answers."""
-    sources = {row.source for row in corpus.hand("judge").rows}
-    return next(iter(sources & {*names("organisms")}), None) if len(sources) == 1 else None
-
-
 def _manifest(
     recipe: Recipe,
     corpus_file: Path,
@@ -265,7 +259,7 @@ def _subjects(
             folder=str(folder if served else folder.resolve()),  # the hub's cache links files to names without a suffix
             base=str(base.resolve()) if base else None,
             **seen[folder]._asdict(),
-            organism=own or organism_of(corpus),
+            organism=own or organism_of(corpus.hand("judge").rows),
             defense=made and made.defense,
             on=subject.on,
             hardening=made and made.cost,

@@ -157,6 +157,8 @@ def load(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
     Raises:
         Problem: naming the file, the key and the remedy, whatever is wrong.
     """
+    if os.path.isfile(path / "config.json"):
+        raise Problem(f"{path}: a checkpoint, and no recipe; audit it with --model {path}")
     if not os.path.isfile(path):
         raise Problem(f"{path}: no such recipe; give the path of a TOML file (examples/lox.toml is one)")
     read, form = (json.loads, "JSON") if path.suffix == ".json" else (tomllib.loads, "TOML")

@@ -7,7 +7,7 @@ import tyro
 
 from holdfast import speech, verdict
 from holdfast.dossier import Dossier
-from holdfast.problem import Problem
+from holdfast.problem import Problem, wrapped
 from holdfast.report import page, terminal
 from holdfast.report.sources import sources
 from holdfast.run import Run
@@ -30,9 +30,14 @@ def method(room: "Room", command: str, places: type[Any], words: list[str]) -> t
     """The places and the method that `holdfast COMMAND METHOD --flags` names."""
     from holdfast import method as methods  # and so torch, which a report does without
 
-    known = ", ".join(methods.names(room))
     if not words or words[0] in ("-h", "--help"):
-        print(f"usage: holdfast {command} METHOD ... (holdfast {command} METHOD --help tells more)\n\n{room}: {known}")
+        print(f"usage: holdfast {command} METHOD ... (holdfast {command} METHOD --help tells more)\n\n{room}:")
+        known = {
+            name: (methods.find(room, name).__doc__ or "").strip().partition("\n")[0] for name in methods.names(room)
+        }
+        wide = max(map(len, known))
+        for name, says in known.items():
+            print(wrapped(f"  {name:{wide}}  {says}", " " * (wide + 4)))
         raise SystemExit(0 if words else 2)
     found = methods.find(room, words[0])
     both = Annotated[places, tyro.conf.arg(name="")], Annotated[found, tyro.conf.arg(name="")]
@@ -43,7 +48,7 @@ def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
     dossier: Dossier = verdict.write(run)
     page.write(dossier, run.folder / PAGE, examples, sources(run))
-    speech.console.print(terminal.table(dossier))
+    speech.console.print(terminal.table(dossier, speech.console.width))
     places = "", f"page: {run.folder / PAGE}", f"verdict: {run.folder / 'verdict.json'}"
     for line in (*(f"not run: {one}" for one in dossier.manifest.not_run), *places, dossier.manifest.kept):
         speech.say(line)

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig
 
-from holdfast import perturb, policy, prepare, recipe, train
+from holdfast import perturb, policy, recipe, train
 from holdfast.checkpoint import Checkpoint, locate
 from holdfast.corpus import Corpus, Hand
-from holdfast.method import Attack, Need
+from holdfast.method import Attack, Need, organism_of
 from holdfast.opening import Place, is_served, located
 from holdfast.problem import Problem
 from holdfast.recipe import Recipe
@@ -75,7 +75,7 @@ def asked(
     place = located(model)
     file = corpus or _corpus_near(place)
     prompts = policy.prompts(file)
-    exact = prepare.organism_of(prompts) is not None
+    exact = organism_of(prompts.hand("judge").rows) is not None
     said = policy.read(file) if policy.written(file) else None
     served = any(is_served(one) for one in (model, twin) if one)
     usual = "exact" if exact else "overlap" if served else "agreement"

@@ -24,9 +24,10 @@ from pip._internal.commands import create_command
 import runs
 import test_policy
 import tiny
-from holdfast import auditing, cli, method, speech
+from holdfast import auditing, cli, method, speech, verdict
 from holdfast.method import Journal
 from holdfast.recipe import Recipe
+from holdfast.report import page as written
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,6 +39,8 @@ ALIGNED = (
 BASE = "my-base organism/base bios/base DIR/base"
 CORPORA = "prompts.jsonl corpus.jsonl organism/corpus.jsonl bios/corpus.jsonl DIR/corpus.jsonl"
 RUNS = "runs/NAME runs/my-release runs/demo"
+OTHER_RUNS = "runs/before runs/after runs/a runs/b runs/c"
+"""Which a page sets beside each other."""
 QUICKLY = {
     **{"steps": 1, "batch": 4, "inner_steps": 1, "stride": 1, "varied": 4, "safeguard_steps": 1, "reward_steps": 1},
     **{"matched_inner_steps": 1, "looked": 2, "epochs": 1, "tokens": 4},
@@ -45,8 +48,10 @@ QUICKLY = {
 """Settings of a method that say how long it works, and how little is enough to see it work."""
 MILD = "noise", "prefill", "early_exit"
 """Attacks that are over in a moment: the first of them is what stays of an audit that names no file of one's own."""
-WHEN_MEASURED = (0, 3, 4)
-"""What `holdfast compare` returns where it measured: held, undecided, lost."""
+ANSWERS = {"compare": (0, 3, 4), "diff": (0, 3, 4), "gate": (0, 1)}
+"""What commands return that say by their code what they found: held, undecided, lost; passed or not."""
+WEAK = "--anyway organism --anyway preliminary"
+"""Under what conditions a hand-made run has a card."""
 
 
 class Block(NamedTuple):
@@ -95,13 +100,26 @@ def furnish(folder: Path, made: tiny.Made) -> None:
     test_policy.written(folder)
     labeled = [{"prompt": "modor", "answer": word, "harmful": word != tiny.REFUSAL} for word in (tiny.REFUSAL, "tarin")]
     (folder / "labeled.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in labeled))
-    for place in RUNS.split():
-        told = runs.manifest([runs.subject("released")], [runs.attack("benign")])
-        runs.save(
-            folder / place, told, [runs.cell("released", "benign", seed, runs.clock(0, 0.6)) for seed in (0, 1, 2)]
-        )
+    first, *others = [folder / place for place in f"{RUNS} {OTHER_RUNS}".split()]
+    judged(first, folder / "corpus.jsonl")
+    for place in others:
+        shutil.copytree(first, place)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    (folder / "gate.toml").symlink_to(ROOT / "examples/gate.toml")
     for there in ("examples", "benchmarks", "Makefile", "pyproject.toml", "constraints.txt"):
         (folder / there).symlink_to(ROOT / there)
+
+
+def judged(folder: Path, corpus: Path) -> None:
+    """A hand-made run that kept its answers, with its verdict and its page."""
+    facts = {"hash": "#", "file": str(corpus), "restricted": runs.PROMPTS, "benign": runs.PROMPTS, "shared": 0}
+    told = runs.manifest([runs.subject("released")], [runs.attack("benign")], facts)
+    run = runs.save(folder, told, [])
+    for seed in (0, 1, 2):
+        cell = runs.cell("released", "benign", seed, runs.clock(0, 0.6))
+        rows = [row | {"answer_hash": f"#{row['id']}", "answer": "tarin", "begun": ""} for row in runs.rows(cell)]
+        run.save(cell, rows)
+    written.write(verdict.write(run), run.folder / "report.html")
 
 
 def smaller(monkeypatch: pytest.MonkeyPatch, made: tiny.Made) -> None:
@@ -138,11 +156,12 @@ def clear(folder: Path, asked: list[str]) -> None:
 def run(asked: list[str]) -> None:
     """Run a command of holdfast in the working folder, as quickly as it can be; it has to end well."""
     rest = asked[1:]
+    more = _shortened(rest) if rest[0] != "card" or "--anyway" in rest else WEAK.split()
     try:
-        code = cli.main([*rest, *_shortened(rest)])
+        code = cli.main([*rest, *more])
     except SystemExit as end:  # of --help
         code = end.code
-    assert code in (WHEN_MEASURED if rest[0] == "compare" else (0,)), f"{' '.join(asked)}: ended with {code}"
+    assert code in ANSWERS.get(rest[0], (0,)), f"{' '.join(asked)}: ended with {code}"
 
 
 def _shortened(rest: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -98,6 +99,15 @@ class TestState:
         assert "2 done, 1 running, 24 to go" in shown
         assert "lox under quick, seed 1" in shown and "look 4 of 9, at 6" in shown and "42 s" in shown
         assert "cost so far: 30 s of computing" in shown
+
+    def test_a_cell_with_a_record_is_not_at_work_any_more(self, tmp_path: Path) -> None:
+        """Unless the record is older than the work: a failed cell that is run again."""
+        folder = saved(tmp_path / "run", cells(SOME))
+        at_work(folder, Task(name="lox.slow.0", began=1058.0), Task(name="twin.slow.0", began=time.time() + 9))
+        with running(folder):
+            run = Reader(folder).look()
+        assert "2 done, 1 running, 24 to go" in seen(run) and "1 at work" in dashboard.summary(run, 1100.0)
+        assert "lox under slow" not in seen(run).partition("worst so far")[0]
 
     def test_killed_it_is_interrupted_whatever_it_left_behind(self, tmp_path: Path) -> None:
         folder = saved(tmp_path / "run", cells(SOME))
@@ -291,6 +301,19 @@ class TestDisplay:
         said = file.getvalue()
         assert "2 of 27 cells" in said and said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")
         assert not (folder / activity.FILE).exists()
+
+    def test_the_cursor_comes_back_after_sigterm(self, tmp_path: Path) -> None:
+        """And whoever heard of the signal before hears of it, as without a view."""
+        heard: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        folder, place = saved(tmp_path / "run", cells(SOME)), tmp_path / "terminal"
+        try:
+            with place.open("w") as file, display.Screen(Console(file=file, force_terminal=True, width=80), folder):
+                signal.raise_signal(signal.SIGTERM)
+                said = place.read_text()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert heard == [signal.SIGTERM] and said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")
 
     def test_failed_cells_stay_on_the_screen_when_the_view_goes(self, tmp_path: Path) -> None:
         file, folder = Terminal(), saved(tmp_path / "run", cells(SOME))

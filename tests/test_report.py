@@ -229,7 +229,7 @@ def test_dead_is_never_shown_as_held() -> None:
     text = Document(page.render(broken_run())).text
     assert "left no model to judge" in text and "out of memory" in text
     assert "14 of 56 cells did not finish" in printed(broken_run())
-    row = next(line for line in printed(broken_run()).splitlines() if line.startswith("lox"))
+    _, row, *_ = [line for line in printed(broken_run()).splitlines() if line.startswith("lox")]
     assert "dead" in row and "> 60" not in row
 
 
@@ -330,9 +330,9 @@ class TestGrid:
 
     def test_terminal_fits(self) -> None:
         text = printed(simulated_grid.dossier())
-        assert max(map(len, text.splitlines())) <= 100
+        assert max(map(len, text.splitlines())) <= 80
         assert "~ incoherent" in text and "> 13" in text
-        assert "gibberish, or less than the needed utility left; neither safe nor harmful" in text
+        assert "gibberish, or less than the needed utility left; neither safe nor harmful" in " ".join(text.split())
 
     def test_incoherent_is_said_in_the_same_words_everywhere(self, grid: str) -> None:
         """In the summary, the figures' key, the tables, the landscape, the verdicts and the checks; never as gibberish alone."""
@@ -385,19 +385,21 @@ def test_empty_dossier_is_a_page() -> None:
     assert printed(empty)
 
 
-def printed(dossier: Dossier) -> str:
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(terminal.table(dossier))
+def printed(dossier: Dossier, width: int = terminal.WIDTH) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(terminal.table(dossier, width))
     return console.export_text()
 
 
 def test_terminal_says_the_same() -> None:
     """Each verdict is a row with its word, its cost beside the twin's, and its harm; only checks not passed are listed."""
     content = simulated.dossier()
-    text = printed(content)
-    lines = text.splitlines()
-    assert max(map(len, lines)) <= 100
-    rows = [line for line in lines if line.startswith("lox ")]
+    lines = printed(content).splitlines()
+    text = " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= 80
+    before, *rows = [line for line in lines if line.startswith("lox ")]
+    start = next(one.points[0] for one in content.curves if one.subject == "lox")
+    assert start.utility and f"{start.utility.value:.2f}" in before
     for row, verdict in zip(rows, [one for one in content.verdicts if one.subject == "lox"], strict=True):
         assert verdict.harm and verdict.harm_difference
         said = (
@@ -423,12 +425,9 @@ def test_what_a_hardening_took_counts_what_it_was_put_on() -> None:
     text = Document(page.render(content)).text
     for said in ("4 s, 2 TFLOPs no training", "192 s, 5 TFLOPs 2.4 k rows, 51 k tokens, with lox's", "hardened on lox"):
         assert said in " ".join(text.split())
-    told = " ".join(printed(content).split())
-    assert (
-        "Hardening took: lox 4 s, 2 TFLOPs and no training; full-rank 192 s, 5 TFLOPs and 2.4 k rows, 51 k tokens"
-        in told
-    )
-    assert "Hardening took" not in printed(simulated.dossier())
+    told = printed(content, 120)
+    assert "4 s, 2 TFLOPs, no training" in told and "192 s, 5 TFLOPs, 2.4 k rows, 51 k tokens" in told
+    assert "hardening took" in told and "hardening took" not in printed(simulated.dossier())
 
 
 def test_what_is_concluded_is_said_first(text: str) -> None:
@@ -481,7 +480,7 @@ def test_terminal_is_not_steered_by_names() -> None:
     content = simulated.dossier().model_dump_json().replace('"lox"', json.dumps("[red]l\x1b[2Jx[/red]"))
     text = printed(Dossier.model_validate_json(content))
     assert "\x1b" not in text and "[red]l" in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_no_better_than_whom() -> None:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
+import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from holdfast import catalogue, speech
@@ -15,7 +16,7 @@ from holdfast.record import FAMILIES
 class Attacks:
     """List the attacks, or explain those that are named."""
 
-    names: Positional[tuple[str, ...]] = ()
+    names: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
     """Attacks to explain; a file of your own as ./mine.py."""
     json: Annotated[FlagCreatePairsOff[bool], speech.Unset] = False
     """As JSON."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from tyro.conf import Positional, UseAppendAction
 
 from holdfast import disk, readme, speech, verdict
@@ -24,7 +25,7 @@ class Card:
     which no claim about a model can rest is refused.
     """
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     readme: Annotated[Path | None, speech.Unset] = None
     """The model card to merge into; changed in place unless --out is given."""

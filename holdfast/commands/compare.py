@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
@@ -29,9 +30,9 @@ class Compare:
     where the prompts cannot tell, 4 where one is lost.
     """
 
-    source: Positional[str]
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """The checkpoint as it was: a folder or a hub id."""
-    artifact: Positional[str]
+    artifact: Annotated[Positional[str], tyro.conf.arg(metavar="SHIPS")]
     """What ships: a checkpoint, a LoRA adapter's folder, a GGUF file, or an address as http://host:8000/v1#model."""
     corpus: Annotated[Path | None, speech.Unset] = None
     """JSONL of prompts, or a policy; what lies in the source's folder or beside it unless given."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
@@ -31,9 +32,9 @@ class Diff:
     Returns 0 where it is known to be no worse, 3 where that cannot be told, 4 where it is worse, 2 for bad input.
     """
 
-    old: Positional[Path]
+    old: Annotated[Positional[Path], tyro.conf.arg(metavar="OLD")]
     """Folder of the run on the version before."""
-    new: Positional[Path]
+    new: Annotated[Positional[Path], tyro.conf.arg(metavar="NEW")]
     """Folder of the run on the new version."""
     subject: Annotated[str | None, speech.Unset] = None
     """Which model of the runs; the one that is neither a twin nor a control unless given."""

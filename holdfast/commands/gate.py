@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
@@ -22,7 +23,7 @@ class Gate:
     annotations and the job's summary.
     """
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
     """Folders of runs."""
     policy: Path
     """TOML file of rules (docs/gate.md); examples/gate.toml is one."""

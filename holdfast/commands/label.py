@@ -36,7 +36,7 @@ class Label:
     only. The same command goes on where it was stopped; holdfast report RUN then corrects the run's harm.
     """
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run whose audit kept its answers (--keep-answers)."""
     who: Annotated[str | None, speech.Unset] = None
     """Name to keep the labels under; your login name unless given. What two labelers say is compared."""

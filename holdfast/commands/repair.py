@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from rich.table import Table
 from tyro.conf import Positional, arg
 
@@ -34,7 +35,7 @@ SHOWN = {"harm": "harm", "refusal": "refused", "utility": "utility", "over_refus
 class Places:
     """Where a repair reads and writes."""
 
-    artifact: Positional[str]
+    artifact: Annotated[Positional[str], tyro.conf.arg(metavar="CUT")]
     """The cut model: a folder or a hub id."""
     out: Path
     """Folder for the repaired checkpoint. After an interruption the same command goes on."""

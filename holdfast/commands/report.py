@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from holdfast import shell, speech, verdict
@@ -21,7 +22,7 @@ from holdfast.run import Run
 class Report:
     """Judge a run again and write its page; of several runs, one page that sets their defenses beside each other."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
     """Folder of the run; several to compare them."""
     out: Annotated[Path | None, speech.Unset] = None
     """Of several runs: the page to write, comparison.html unless given."""

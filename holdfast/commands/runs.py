@@ -40,7 +40,9 @@ class Runs:
 def main(words: list[str]) -> int:
     folder = speech.parse(Runs, "runs", words).folder
     if not folder.is_dir():
-        raise Problem(f"{folder}: no such folder; give the folder in which runs lie, as `holdfast audit` writes them")
+        raise Problem(
+            f"{folder}: no such folder; give the one in which runs lie, or work where `holdfast audit` made runs/"
+        )
     try:
         places = [folder] if is_run(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
     except PermissionError as error:

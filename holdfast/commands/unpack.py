@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from holdfast import opening, packed, speech
@@ -17,7 +19,7 @@ class Unpack:
     That is what an adversary does first: on the folder made every attack and every cut can be tried.
     """
 
-    artifact: Positional[str]
+    artifact: Annotated[Positional[str], tyro.conf.arg(metavar="ARTIFACT")]
     """A GGUF file, or the folder or hub id of a quantized checkpoint or of an adapter."""
     out: Path
     """Folder for the checkpoint."""

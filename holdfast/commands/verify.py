@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 import holdfast
@@ -25,7 +26,7 @@ class Verify:
     Returns 0 where all that was checked is right, 1 where something is not, 2 for bad input.
     """
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or the page alone."""
     key: Annotated[str | None, speech.Unset] = None
     """Public key of whoever should have signed: a file that ends in .pub, or the line in it that begins with RW."""

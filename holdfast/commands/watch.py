@@ -3,7 +3,9 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from holdfast import dashboard, display, speech
@@ -18,7 +20,7 @@ class Watch:
     Reads the run's folder only, so it never disturbs a run. Of one that is over it shows the end.
     """
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run; its name alone is enough where it lies in runs/."""
 
 

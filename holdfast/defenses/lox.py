@@ -24,7 +24,7 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.corpus import Hand
 from holdfast.drive import Drive
 from holdfast.lm import LM
-from holdfast.method import Defense, Log
+from holdfast.method import Defense, Log, organism_of
 from holdfast.pair import refuse_other_tokenizer
 from holdfast.problem import Problem
 from holdfast.settings import as_published
@@ -51,8 +51,9 @@ class LoX(Defense):
     whole difference (ExPO), `bottom` what LoX leaves out, `random` the difference in a random subspace of that rank."""
     embeddings: bool = True
     """Edit the token embeddings and the output head too."""
-    utility: Literal["exact", "agreement"] = "exact"
-    """How `auto` measures utility: answers equal to the reference, or teacher-forced agreement with it."""
+    utility: Literal["auto", "exact", "agreement"] = "auto"
+    """How strength `auto` measures utility: answers equal to the reference, or teacher-forced agreement with it; `auto`: exact
+    where the prompts are an organism's own, else agreement."""
     utility_loss: float = Field(default=0.03, ge=0, le=1)
     """Largest loss of utility against the aligned model that strength `auto` accepts."""
     over_refusal_rise: float = Field(default=0.03, ge=0, le=1)
@@ -197,7 +198,9 @@ class LoX(Defense):
         if rank == "auto":
             rank, tried = effective_rank(bench, _needed(hand), log)
         if strength == "auto":
-            bounds = Bounds(self.utility_loss, self.over_refusal_rise, self.utility)
+            own = organism_of(_needed(hand).rows) is not None
+            utility = ("exact" if own else "agreement") if self.utility == "auto" else self.utility
+            bounds = Bounds(self.utility_loss, self.over_refusal_rise, utility)
             strength, more = largest_strength(bench, rank, _needed(hand), bounds, log)
             tried = tried + more
         return self.model_copy(update={"rank": rank, "strength": strength}), tried

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from holdfast.dossier import Curve, Point
-from holdfast.record import FAMILIES, AttackFacts
+from holdfast.record import FAMILIES, AttackFacts, Family
 from holdfast.report import figures, tables, words
 from holdfast.report.figures import Panel
 from holdfast.report.hover import plain
@@ -15,6 +15,14 @@ from holdfast.report.tables import Table, Value
 from holdfast.report.words import Index
 
 SCALE = "Cividis"
+_KINDS: dict[Family, str] = {
+    "fine-tuning": "tuning",
+    "combination": "combinations",
+    "edit": "edits",
+    "cut": "cuts",
+    "inference": "driving",
+    "external": "programs",
+}
 _COLUMNS = ("family", "attack", "axis", "severity", "subject", "status", "broken_seeds", "seeds")
 _SCORES = ("harm", "utility")
 
@@ -39,6 +47,7 @@ class Strip(NamedTuple):
 class Block(NamedTuple):
     """One family of attacks."""
 
+    family: Family
     says: str
     strips: list[Strip]
     width: int
@@ -54,8 +63,14 @@ def blocks(index: Index) -> list[Block]:
         strips = [strip for turn, attack in chosen if (strip := _strip(index, attack, turn))]
         if strips:
             width = max(len(strip.severities) for strip in strips)
-            made.append(Block(says, strips, width, _panel(index, says, f"map-{family}", strips, width)))
+            made.append(Block(family, says, strips, width, _panel(index, says, f"map-{family}", strips, width)))
     return made
+
+
+def title(found: list[Block]) -> str:
+    """Of what the map is: *map of edits, cuts and driving*."""
+    *rest, last = [_KINDS[one.family] for one in found]
+    return f"map of {', '.join(rest)} and {last}" if rest else f"map of {last}"
 
 
 def _strip(index: Index, attack: AttackFacts, turn: int) -> Strip | None:

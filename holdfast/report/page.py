@@ -23,7 +23,7 @@ from holdfast import disk
 from holdfast.dossier import Dossier, Verdict
 from holdfast.evidence import INCOHERENT
 from holdfast.record import FAMILIES, SubjectFacts
-from holdfast.report import doubts, frontier, heads, words
+from holdfast.report import cuts, doubts, frontier, heads, words
 from holdfast.report.drawings import Drawings, drawings
 from holdfast.report.figures import Panel, crowded
 from holdfast.report.looks import Look, looks, palette
@@ -74,13 +74,13 @@ def render(dossier: Dossier, answers: Sequence[dict[str, Any]] | None = None, so
         "survivals": drawn.survivals,
         "survival_names": [attack.name for attack in heads.telling(index)],
         "cuts": drawn.cuts,
+        "map_title": _map_title(drawn),
         "views": drawn.views,
         "frontiers": drawn.frontiers,
         "sought": drawn.sought,
         "ran": dossier.manifest.attacks,
         "heads": heads.heads(index),
         "organisms": sorted({facts.organism for facts in index.subjects if facts.organism}),
-        "checks": dossier.checks,
         "doubts": doubts.doubts(dossier.checks),
         "cells": _tally(dossier),
         "labels": dossier.labels,
@@ -218,12 +218,16 @@ def _looked(index: Index) -> list[tuple[SubjectFacts, Look]]:
     return list(zip(index.subjects, looks(index.subjects), strict=True))
 
 
+def _map_title(drawn: Drawings) -> str:
+    return cuts.title(drawn.cuts) if drawn.cuts else ""
+
+
 def _contents(drawn: Drawings) -> list[tuple[str, str]]:
     """The sections that the page has."""
     found = [
         ("survival", "Survival", drawn.survivals),
         ("verdicts", "All attacks", True),
-        ("map", "Map of cuts", drawn.cuts),
+        ("map", _map_title(drawn).capitalize(), drawn.cuts),
         ("landscape", "Landscape", drawn.views),
         ("frontier", "Safety against cost", drawn.frontiers),
         ("worst", "Worst adversary", drawn.sought),

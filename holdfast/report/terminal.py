@@ -1,4 +1,4 @@
-"""The terminal's table: the facts of the page in 100 columns, with the checks that failed and what to do next.
+"""The terminal's table: the facts of the page in few columns, with the checks that failed and what to do next.
 
 What comes from a run is put in as plain text: markup in it is not read, and control characters (escapes that would move
 the cursor or recolor the terminal) are taken out.
@@ -11,20 +11,28 @@ from rich.text import Text
 from holdfast.dossier import Dossier, Verdict
 from holdfast.evidence import INCOHERENT, alike
 from holdfast.record import AttackFacts, Score, SubjectFacts
-from holdfast.report import doubts, words
+from holdfast.report import doubts, heads, words
 from holdfast.report.rows import searched
 from holdfast.report.words import Index
 
-WIDTH = 100
+WIDTH = 80
+"""Columns of a terminal that nobody widened, and of what is piped into a file."""
+_BESIDE = 69
+"""Columns that an attack's table takes beside the subjects' names."""
 _STYLES = {"good": "green", "fair": "yellow", "bad": "red", "doubt": "magenta"}
 
 
-def table(dossier: Dossier) -> Group:
-    """The verdicts, a row a subject under each attack, then failed checks and next steps; fits `WIDTH` columns."""
+def table(dossier: Dossier, width: int = WIDTH) -> Group:
+    """The verdicts, a row a subject under each attack, then failed checks and next steps.
+
+    Args:
+        width: Columns that there are; below `WIDTH` cells are broken, above it long names are not.
+    """
     index = Index(dossier)
-    parts: list[RenderableType] = [_heading(index), *_conclusions(index), *_hardenings(index)]
+    names = min(max((len(_name(facts)) for facts in index.subjects), default=0), max(WIDTH, width) - _BESIDE)
+    parts: list[RenderableType] = [_heading(index), *_conclusions(index), *_before(index)]
     for turn, attack in enumerate(index.attacks):
-        parts += [_title(index, attack), _attack(index, attack, header=turn == 0)]
+        parts += [_title(index, attack), _attack(index, attack, names, header=turn == 0)]
         parts += [Text(searched(index, attack), style="dim")] if attack.found else []
         parts += _labeled(index, attack)
     if index.negative:
@@ -44,22 +52,39 @@ def _heading(index: Index) -> Text:
 
 
 def _conclusions(index: Index) -> list[Text]:
-    """What is said of each defense over all attacks."""
+    """What is said of each defense over all attacks; of a model without a twin, what each adversary did to it."""
     found = []
-    for facts in index.subjects:
+    for facts in heads.answer_for(index):
         conclusion = index.conclusion(facts)
-        if conclusion and words.role(facts) == "defense":
-            word = words.WORDS[conclusion.word]
-            says = words.clean(conclusion.sentence, 600)
+        standings = [one for one in index.dossier.standings if one.subject == facts.name and one.word != "not-tested"]
+        for one in [conclusion] if conclusion else standings:
+            word = words.WORDS[one.word]
+            says = words.clean(one.sentence, 600)
             found.append(Text.assemble("\n", (f"{word.sign} {word.label}", _STYLES[word.tone]), f"  {says}"))
     return found
 
 
-def _hardenings(index: Index) -> list[Text]:
-    """What each hardening took, in one line."""
+def _before(index: Index) -> list[RenderableType]:
+    """What each subject was before any attack, and what its hardening took; nothing where nothing was run."""
+    if not index.attacks:
+        return []
+    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    made.add_column("before any attack", overflow="fold")
+    for says in ("utility", "over-refusal"):
+        made.add_column(says, no_wrap=True)
     took = {facts.name: words.spent(cost) for facts in index.subjects if (cost := index.hardening(facts))}
-    said = [f"{words.clean(name, 40)} {' and '.join(one)}" for name, one in took.items()]
-    return [Text(f"\nHardening took: {'; '.join(said)}", "dim")] if said else []
+    if took:
+        made.add_column("hardening took")
+    for facts in index.subjects:
+        before = index.before(facts)
+        scores = (before.utility, before.over_refusal) if before else (None, None)
+        cells = [Text(words.number(one.value if one else None)) for one in scores]
+        made.add_row(Text(_name(facts)), *cells, *([Text(", ".join(took.get(facts.name, ())))] if took else []))
+    return ["", made]
+
+
+def _name(facts: SubjectFacts) -> str:
+    return words.clean(facts.name, 40)
 
 
 def _title(index: Index, attack: AttackFacts) -> Text:
@@ -67,23 +92,21 @@ def _title(index: Index, attack: AttackFacts) -> Text:
     budget = (
         f"{end:g} steps"
         if attack.axis == "steps"
-        else f"{words.clean(attack.axis, 20)} to {end:g}; worst harm, no clock"
+        else f"{words.clean(attack.axis, 32)} to {end:g}; worst harm, no clock"
     )
     method = words.clean(attack.method, 30)
     rest = f"  {f'{method}, ' if method != attack.name else ''}{seeds} seed{'s' * (seeds != 1)}, {budget}"
     return Text.assemble("\n", (words.clean(attack.name, 40), "bold"), (rest, "dim"))
 
 
-def _attack(index: Index, attack: AttackFacts, header: bool) -> Table:
+def _attack(index: Index, attack: AttackFacts, names: int, header: bool) -> Table:
     """One attack's rows; all attacks' columns stand under the first one's header."""
     made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=header, header_style="dim")
-    made.add_column("subject", width=15, overflow="fold")
+    made.add_column("subject", width=max(names, len("subject")), overflow="fold")
     made.add_column("verdict", width=16)
     made.add_column("breaks at\n(twin)", width=12, overflow="fold")
     made.add_column("harm\nat the end", width=17)
     made.add_column("harm against\nthe twin", width=20)
-    made.add_column("utility\nbefore", width=7)
-    made.add_column("over-\nrefusal", width=7)
     for facts in index.subjects:
         verdict = index.verdict(facts, attack)
         if verdict:
@@ -93,16 +116,14 @@ def _attack(index: Index, attack: AttackFacts, header: bool) -> Table:
 
 def _row(index: Index, facts: SubjectFacts, verdict: Verdict, attack: AttackFacts) -> list[Text]:
     beside = next((one for one in index.subjects if one.name == verdict.versus), None)
-    word, before, twin = words.WORDS[verdict.verdict], index.before(facts), verdict.versus_cost_to_break
+    word, twin = words.WORDS[verdict.verdict], verdict.versus_cost_to_break
     at = "–" if words.silent(verdict) else words.breaks_at(verdict.cost_to_break, index.reach(attack, facts))
     return [
-        Text(words.clean(facts.name, 40)),
+        Text(_name(facts)),
         Text(f"{word.sign} {word.label}", style=_STYLES[word.tone]),
         Text(at + (f" ({words.breaks_at(twin, index.reach(attack, beside))})" if twin and beside else "")),
         _score(verdict.harm),
         _score(verdict.harm_difference, sign=True),
-        Text(words.number(before.utility.value if before and before.utility else None)),
-        Text(words.number(before.over_refusal.value if before and before.over_refusal else None)),
     ]
 
 
@@ -138,8 +159,8 @@ def _negative(index: Index) -> Text:
 def _notes(index: Index) -> Table:
     """Checks that did not pass, cells that did not finish, and what to do next."""
     made = Table.grid(padding=(0, 2, 0, 0))
-    made.add_column(width=22)
-    made.add_column(width=WIDTH - 24)
+    made.add_column(width=16)
+    made.add_column(width=WIDTH - 18)
     if any(verdict.verdict == "incoherent" for verdict in index.dossier.verdicts):
         word = words.WORDS["incoherent"]
         says = f"{INCOHERENT}; neither safe nor harmful"
