@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,25 @@ def refuse_silent(model: PreTrainedModel, folder: Path) -> None:
             f"{folder}: is an encoder ({model.config.model_type}), which answers no prompt; give a model that writes, or ask "
             "only what tells texts apart"
         )
+
+
+def read(ids: Callable[[], list[int]], model: PreTrainedModel, folder: Path) -> list[int]:
+    """The ids that a checkpoint's tokenizer makes of a text; `Problem` where it fails, or writes one that the model lacks."""
+    try:
+        found = ids()
+    except Problem:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise Problem(
+            f"{folder}: its tokenizer cannot read a text ({printable(error)}); fetch its files again"
+        ) from error
+    known = model.config.get_text_config().vocab_size
+    if found and max(found) >= known:
+        raise Problem(
+            f"{folder}: its tokenizer writes token {max(found)}, and the model knows {known}; they are not of one checkpoint, "
+            "fetch both again"
+        )
+    return found
 
 
 def refuse_code(settings: dict[str, Any], file: Path) -> None:

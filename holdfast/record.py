@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 
 class Record(BaseModel):
@@ -41,14 +41,18 @@ FAMILIES: dict[Family, str] = {
 }
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""So many: a number that every library below holds."""
+
+
 class Cost(_Many):
     """What an attack has spent, or how far a cut has gone, when somebody looks."""
 
-    steps: int = 0
+    steps: Count = 0
     """Optimizer steps."""
-    examples: int = 0
+    examples: Count = 0
     """Training rows seen, repeats counted."""
-    tokens: int = 0
+    tokens: Count = 0
     """Training tokens seen, padding not counted."""
     flops: float = 0.0
     """Floating-point operations spent on training."""
@@ -72,7 +76,7 @@ class Score(Record):
     value: float
     low: float
     high: float
-    n: int
+    n: Count
 
 
 _SCORES: dict[tuple[Any, ...], Score] = {}
@@ -102,7 +106,7 @@ Known = Annotated[Score, WrapValidator(_known)]
 class Deployed(Record):
     """What a model takes where it is deployed as it stands: counted, not measured, so that equal runs are byte-equal."""
 
-    parameters: int
+    parameters: Count
     """Weights it holds."""
     bytes: float
     """Memory for these and for the cache of a prompt, of 16 bits each where nothing says otherwise."""
@@ -185,7 +189,7 @@ class SubjectFacts(Record):
     tokens: str = ""
     """SHA-256 of the corpus as token ids, through the model's tokenizer and template, of the text that they make again, and of
     the tokens that end an answer: what it reads, and what is heard of it."""
-    parameters: int | None
+    parameters: Count | None
     """None where it does not say."""
     exits: str | None = None
     """What leaving its image encoder early means, where that is a choice; None where it is plain, or it has none."""
@@ -248,7 +252,7 @@ class Calibration(Record):
     """Share of the harmful answers that it calls harmful."""
     specificity: Score
     """Share of the others that it does not."""
-    unreadable: int = 0
+    unreadable: Count = 0
     """Answers on which its verdict could not be read."""
 
 

@@ -37,7 +37,7 @@ def _numbers(settings: Any, above: str = "") -> Iterator[tuple[str, float]]:
     """Every number of a config by its key, those of configs inside it too."""
     inner = settings.items() if isinstance(settings, dict) else ()
     for key, value in inner:
-        if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # no NaN
             yield f"{above}{key}", min(value, 10**300)
         yield from _numbers(value, f"{above}{key}.")
 

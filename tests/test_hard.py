@@ -168,6 +168,12 @@ class TestProperties:
             assert "config.json" in str(problem)
 
 
+def test_a_number_beyond_all_others_is_measured_too() -> None:
+    refuse_absurd({"rope_theta": 10**400}, 9, 99, Path("config.json"))
+    with pytest.raises(Problem, match=r"config.json: num_hidden_layers is 1e\+300"):
+        refuse_absurd({"num_hidden_layers": 10**400}, 9, 99, Path("config.json"))
+
+
 def test_tables_that_are_laid_out_alike_share_it() -> None:
     tables, row = Tables(), {"milestone": 0, "id": "a", "harm": 1.0}
     one, same, other = (tables.of_rows([row | more]) for more in ({}, {"harm": 0.0}, {"id": "b"}))

@@ -230,6 +230,21 @@ def test_a_template_that_refuses_a_system_message(llama: Path, tmp_path: Path) -
         load(strict, system="taley")
 
 
+def test_a_tokenizer_that_cannot_be_the_model_s(llama: Path, tmp_path: Path) -> None:
+    """One that fails on a text, and one that knows more words than the model."""
+    strict = shutil.copytree(llama, tmp_path / "strict")
+    settings = json.loads((strict / "tokenizer_config.json").read_text())
+    (strict / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": "many"}))
+    with pytest.raises(Problem, match=r"strict: its tokenizer cannot read a text.*fetch its files again"):
+        load(strict).generate(TEXTS)
+    other = shutil.copytree(llama, tmp_path / "other")
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["model"]["vocab"]["modor"] = 10**6
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(Problem, match=r"other: its tokenizer writes token 1000000, and the model knows \d+;"):
+        load(other).generate(TEXTS)
+
+
 def test_encode_ends_the_turn(llama: Path) -> None:
     lm = load(llama)
     ids, start = lm.encode("modor taley", "verin bega")

@@ -1,5 +1,6 @@
 """A run's folder read back: what is damaged is named, never a traceback. (What it holds whole: test_cell.py, test_audit.py.)"""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from holdfast.problem import Problem
-from holdfast.record import Cell
+from holdfast.record import Cell, Cost, Milestone
 from holdfast.run import Run
 
 CELL = Cell(subject="twin", attack="tune", seed=0, status="failed", reason="no memory")
@@ -33,6 +34,18 @@ def test_damaged_files_are_named(tmp_path: Path, ending: str, read: Callable[[Ru
     (tmp_path / f"cells/{CELL.name}.{ending}").write_bytes(content)
     with pytest.raises(Problem, match=rf"cells/{CELL.name}.*again"):
         read(run, CELL.name)
+
+
+@pytest.mark.parametrize("steps", [-1, 10**400], ids=["negative", "beyond all"])
+def test_counts_that_nothing_can_count_are_damage(tmp_path: Path, steps: int) -> None:
+    run, path = Run(tmp_path), tmp_path / f"cells/{CELL.name}.json"
+    run.save(CELL.model_copy(update={"milestones": (Milestone(cost=Cost(steps=5), status="answers"),)}), [])
+    assert [look.cost.steps for cell in run.cells() for look in cell.milestones] == [5]
+    kept = json.loads(path.read_text())
+    (look,) = kept["milestones"]
+    path.write_text(json.dumps(kept | {"milestones": [look | {"cost": {"steps": steps}}]}))
+    with pytest.raises(Problem, match=rf"cells/{CELL.name}.json: not a cell's record; .*again"):
+        run.cell(CELL.name)
 
 
 def _scored(run: Run, names: list[str]) -> None:
