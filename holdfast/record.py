@@ -75,6 +75,7 @@ class Score(Record):
     n: int
 
 
+_PARTS = {*Score.model_fields}
 _SCORES: dict[tuple[Any, ...], Score] = {}
 _MOST = 1 << 16
 
@@ -82,7 +83,7 @@ _MOST = 1 << 16
 def _known(given: Any, made: ValidatorFunctionWrapHandler) -> Score:
     if isinstance(given, Score):
         key = given.value, given.low, given.high, given.n
-    elif isinstance(given, dict) and given.keys() == Score.model_fields.keys():
+    elif isinstance(given, dict) and given.keys() == _PARTS:
         key = given["value"], given["low"], given["high"], given["n"]
     else:
         return cast(Score, made(given))
