@@ -53,5 +53,5 @@ def _point(evidence: Evidence, attack: AttackFacts, there: Looks, share: float) 
         broken=sum(survival.breaks(cell, look, evidence.bar) for cell, look in looks),
         held=share if attack.axis == "steps" else survival.share(looks, evidence.bar),
         per_seed=tuple(harm.get(seed) for seed in attack.seeds),
-        **{column: statistics.mean([evidence.scores(*at, column) for at in alive]) for column in COLUMNS},
+        **{column: statistics.mean(evidence.several(alive, column)) for column in COLUMNS},
     )
