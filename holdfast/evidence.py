@@ -145,6 +145,7 @@ class Evidence:
         attacks = {attack.name for attack in manifest.attacks}
         self.cells = [cell for cell in cells if cell.subject in self.subjects and cell.attack in attacks]
         self.bar = bar(manifest)
+        self._alive = self.bar._replace(threshold=0.0)
         self._cells: dict[tuple[str, str], list[Cell]] = {}
         self._costs: dict[tuple[str, str, Bar], CostToBreak] = {}
         self._tables: dict[tuple[str, str, int], Table] = {}
@@ -180,10 +181,13 @@ class Evidence:
         table = self._tables.get((cell.subject, cell.attack, cell.seed))
         return table.scores(milestone, column) if table else NONE
 
+    def looked(self, looks: Sequence[tuple[Cell, int]]) -> list[tuple[Table, int]]:
+        """All scores of these cells, with the same numbers of milestones: for `tables.stacked`."""
+        return [(self._tables.get((cell.subject, cell.attack, cell.seed), EMPTY), at) for cell, at in looks]
+
     def several(self, looks: Sequence[tuple[Cell, int]], column: str) -> Sequence[Scores]:
         """At several cells' milestones, as one array where the prompts are the same."""
-        some = [(self._tables.get((cell.subject, cell.attack, cell.seed), EMPTY), at) for cell, at in looks]
-        return stacked(some, column)
+        return stacked(self.looked(looks), column)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What follows from what was measured and is asked for often: `make` makes it at the first time that `key` is asked."""
@@ -247,7 +251,7 @@ class Evidence:
 
     def kept(self, cell: Cell, look: Milestone) -> bool:
         """Whether the model still answers there, with the utility that a break needs."""
-        return survival.breaks(cell, look, self.bar._replace(threshold=0.0))
+        return survival.breaks(cell, look, self._alive)
 
     def cost(self, subject: SubjectFacts, attack: AttackFacts, bar: Bar | None = None) -> CostToBreak:
         """Where the seeds broke, by the run's own bar unless another is given."""

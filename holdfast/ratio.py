@@ -144,8 +144,14 @@ def _centers(first: float, last: float) -> np.ndarray:
 
 def _likelihood(sample: Sequence[Lifetime], first: float, last: float) -> np.ndarray:
     """The log-likelihood of a sample at each scatter and center of the grid."""
+    return _summed(tuple(Counter(sample).items()), first, last)
+
+
+@lru_cache(128)
+def _summed(counts: tuple[tuple[Lifetime, int], ...], first: float, last: float) -> np.ndarray:
+    """Of so many seeds of each kind, once for all that the same sample is compared with."""
     total = np.zeros((len(SCATTERS), len(_centers(first, last))))
-    for one, count in Counter(sample).items():
+    for one, count in counts:
         total += count * _of_one(one, first, last)
     return total
 

@@ -24,9 +24,9 @@ from holdfast.reread import Kept
 from holdfast.tables import COLUMNS, KEYS, Table, Tables
 
 _AHEAD = 512
-"""Cells whose scores one process reads while those before them are looked at."""
+"""Cells that one process reads while those before them are looked at."""
 _MANY = 4000
-"""From so many cells on, reading their scores is worth the start of processes for it."""
+"""From so many cells on, reading them is worth the start of processes for it."""
 
 
 class _Missing(Problem):
@@ -158,24 +158,30 @@ class Run:
         tables, names = Tables(), self.names()
         some = [names[start : start + _AHEAD] for start in range(0, len(names), _AHEAD)]
         count = (os.cpu_count() or 1) if len(names) >= _MANY and not current_process().daemon else 0
-        ahead = [processes.stream(_scores, (self.folder, some[turn::count], again)) for turn in range(count)]
+        ahead = [processes.stream(_ahead, (self.folder, some[turn::count], again)) for turn in range(count)]
         met: dict[bytes, Table] = {}
         anew = 0
         for number, chunk in enumerate(some):
-            read = _next(ahead[number % count]) if count else None
-            digests, found, fresh = read or ([], list(self.scores(tables, chunk)), 0)
-            anew += fresh
-            for place, (name, table) in enumerate(zip(chunk, tables.shared(found) if read else found, strict=True)):
-                if digests:
-                    met[digests[place]] = table
-                if (cell := self.cell(name)) is not None:
-                    yield cell, table
-        if again and anew:
+            read = (_next(ahead[number % count]) if count else None) or self._read(chunk, tables, None)
+            found = tables.shared(read.tables)
+            met |= zip(read.digests, found, strict=True)
+            anew += read.anew
+            yield from ((cell, table) for cell, table in zip(read.cells, found, strict=True) if cell)
+        if again and count and anew:
             reread.keep(self.folder, met)
 
-    def scores(self, tables: Tables, names: Sequence[str]) -> Iterator[Table]:
-        """Of these cells, one by one. Raises `Problem` as `rows`."""
-        return (self._scored(tables, name, self._parquet(name)) for name in names)
+    def _read(self, names: Sequence[str], tables: Tables, kept: Kept | None) -> "_Read":
+        """These cells. Raises `Problem` as `cell` and `rows`."""
+        read, anew = _Read([], [], [], 0), 0
+        for name in names:
+            content = self._parquet(name)
+            digest = hashlib.sha256(content or b"").digest()
+            known = kept.table(digest) if kept else None
+            read.cells.append(self.cell(name))
+            read.digests.append(digest)
+            read.tables.append(known or self._scored(tables, name, content))
+            anew += known is None
+        return read._replace(anew=anew)
 
     def _scored(self, tables: Tables, name: str, content: bytes | None) -> Table:
         table = self._table(name, content, (*KEYS, *COLUMNS))
@@ -225,30 +231,23 @@ class Run:
 
 
 class _Read(NamedTuple):
-    """What a process read of a list of cells."""
+    """What was read of a list of cells."""
 
+    cells: list[Cell | None]
     digests: list[bytes]
-    """Of the cells' files of scores."""
+    """Of their files of scores."""
     tables: list[Table]
-    fresh: int
-    """How many of them were in nothing that was kept."""
+    anew: int
+    """How many of these were in nothing that was kept."""
 
 
-def _scores(job: tuple[Path, list[list[str]], bool]) -> Iterator[_Read | Problem]:
-    """Of lists of a folder's cells, list by list; what a process of its own does. A damaged file ends it."""
+def _ahead(job: tuple[Path, list[list[str]], bool]) -> Iterator[_Read | Problem]:
+    """Lists of a folder's cells, list by list; what a process of its own does. A damaged file ends it."""
     folder, lists, again = job
     run, tables, kept = Run(folder), Tables(), Kept.open(folder) if again else None
     try:
         for names in lists:
-            read = _Read([], [], 0)
-            for name in names:
-                content = run._parquet(name)
-                digest = hashlib.sha256(content or b"").digest()
-                known = kept.table(digest) if kept else None
-                read.digests.append(digest)
-                read.tables.append(known or run._scored(tables, name, content))
-                read = read._replace(fresh=read.fresh + (known is None))
-            yield read
+            yield run._read(names, tables, kept)
     except Problem as problem:
         yield problem
 

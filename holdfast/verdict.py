@@ -13,7 +13,7 @@ from holdfast import checks, controls, disk, statistics, survival
 from holdfast.adversaries import standings
 from holdfast.claims import Comparison
 from holdfast.conclusion import CLAIMED, conclusions
-from holdfast.curves import curve
+from holdfast.curves import curves
 from holdfast.dossier import Check, Conclusion, CostToBreak, Dossier, Verdict, VerdictWord
 from holdfast.evidence import INCOHERENT, Evidence, alike, ending, gone, hollow, later, lost, most, show
 from holdfast.record import AttackFacts, Cell, Score, SubjectFacts
@@ -37,13 +37,13 @@ def judge(run: Run) -> Dossier:
 
 def weigh(evidence: Evidence) -> Dossier:
     """Everything that may be said of what was measured."""
-    manifest, (verdicts, found, concluded) = evidence.manifest, said(evidence)
-    pairs = [(subject, attack) for attack in manifest.attacks for subject in manifest.subjects]
+    manifest, drawn = evidence.manifest, curves(evidence)
+    verdicts, found, concluded = said(evidence)
     return Dossier(
         manifest=manifest,
         subjects=manifest.subjects,
         cells=tuple(evidence.cells),
-        curves=tuple(curve(evidence, *pair) for pair in pairs if any(cell.milestones for cell in evidence.of(*pair))),
+        curves=drawn(),
         verdicts=tuple(verdicts),
         checks=tuple(found),
         conclusions=tuple(concluded),

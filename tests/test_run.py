@@ -71,6 +71,7 @@ class TestScoresThatWereRead:
     @pytest.fixture
     def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setattr("holdfast.run._MANY", 1)
+        monkeypatch.setattr("holdfast.processes.stream", lambda work, job: work(job))  # here: to start one takes long
         run = Run(tmp_path)
         _scored(run, ["a", "b", "c"])
         failed = CELL.model_copy(update={"attack": "d"})

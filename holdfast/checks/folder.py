@@ -212,8 +212,11 @@ def same_start(manifest: Manifest, cells: Sequence[Cell]) -> list[Check]:
 def same_budget(manifest: Manifest, cells: Sequence[Cell]) -> list[Check]:
     """Every finished cell of an attack was looked at at the same places of its path; one that died, as far as it went."""
     uneven = []
+    under: dict[str, list[Cell]] = {}
+    for cell in cells:
+        under.setdefault(cell.attack, []).append(cell)
     for attack in manifest.attacks:
-        some = [cell for cell in cells if cell.attack == attack.name and cell.status != "failed" and cell.milestones]
+        some = [cell for cell in under.get(attack.name, ()) if cell.status != "failed" and cell.milestones]
         seen = {cell.name: [look.cost.position for look in cell.milestones] for cell in some}
         places = {place for path in seen.values() for place in path}
         ended = {cell.name for cell in some if cell.status == "dead" and attack.axis == "steps"}

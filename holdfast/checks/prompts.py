@@ -149,16 +149,19 @@ def _frozen(evidence: Evidence) -> Iterator[Doubt]:
             if len({*map(_moves, cells)}) < len(cells) and len({*map(_numbers, cells)}) < len(cells):
                 says = f"seeds of {attack.name} gave {subject.name} the very same path: the order of rows is frozen, nothing was "
                 yield Doubt(f"{says}trained, or cells were copied; mend the attack.", subject.name, attack.name)
+    of: dict[str, list[Cell]] = {one.name: [] for one in evidence.manifest.subjects}
+    for cell in evidence.cells:
+        of[cell.subject].append(cell)
+    moves = {twin.name: {*map(_moves, of[twin.name])} for _, twin in defended(evidence)}
     for subject, twin in defended(evidence):
-        if subject.hash != twin.hash and (copied := _copied(evidence, subject, twin)):
+        if subject.hash != twin.hash and (copied := _copied(of[subject.name], of[twin.name], moves[twin.name])):
             says = f"cells of {subject.name} are those of {twin.name} to the last digit, though weights differ: {names(copied)}."
             yield Doubt(says, subject.name)
 
 
-def _copied(evidence: Evidence, subject: SubjectFacts, twin: SubjectFacts) -> list[str]:
-    ours, theirs = ([cell for cell in evidence.cells if cell.subject == one.name] for one in (subject, twin))
-    known = evidence.once(("moves", twin.name), lambda: {*map(_moves, theirs)})
-    some = [cell for cell in ours if cell.milestones and cell.milestones[-1].moved > 0 and _moves(cell) in known]
+def _copied(ours: Sequence[Cell], theirs: Sequence[Cell], moves: set[tuple]) -> list[str]:
+    """The names of our cells that are one of theirs; `moves` are theirs'."""
+    some = [cell for cell in ours if cell.milestones and cell.milestones[-1].moved > 0 and _moves(cell) in moves]
     numbers = {*map(_numbers, theirs)} if some else set()
     return [cell.name for cell in some if _numbers(cell) in numbers]
 
