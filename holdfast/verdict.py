@@ -25,14 +25,18 @@ from holdfast.run import Run
 
 def write(run: Run) -> Dossier:
     """Judge a run and keep the result as `verdict.json`."""
-    dossier = weigh(Evidence.read(run, again=True))
-    disk.write(run.folder / "verdict.json", dossier.written())
+    dossier = judge(run, again=True)
+    keep(run, dossier)
     return dossier
 
 
-def judge(run: Run) -> Dossier:
-    """Everything that may be said of a run. Raises `Problem` if `run.json` is missing or damaged."""
-    return weigh(Evidence.read(run))
+def keep(run: Run, dossier: Dossier) -> None:
+    disk.write(run.folder / "verdict.json", dossier.written())
+
+
+def judge(run: Run, again: bool = False) -> Dossier:
+    """What may be said of a run; `again` as in `Run.measured`. Raises `Problem` if `run.json` is missing or damaged."""
+    return weigh(Evidence.read(run, again))
 
 
 def weigh(evidence: Evidence) -> Dossier:
