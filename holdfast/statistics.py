@@ -224,11 +224,13 @@ def _watched(values: ArrayLike, lowest: float) -> tuple[np.ndarray, int]:
     count, known = int(seen.sum()), scores if seen.all() else scores[seen]
     if not count or known.min() < lowest or known.max() > 1:
         raise ValueError(f"crossed: needs at least one score, each in [{lowest:g}, 1]")
-    if count < scores.size:
-        scores = scores[seen.any(axis=1)][:, seen.any(axis=0)]
-        alike = np.array_equal(scores, np.broadcast_to(scores[0], scores.shape), equal_nan=True)
-    else:
-        alike = bool((scores == scores[0]).all())
+    whole = count == scores.size
+    scores = scores[seen.any(axis=1)][:, seen.any(axis=0)]
+    alike = (
+        (scores == scores[0]).all()
+        if whole
+        else np.array_equal(scores, np.broadcast_to(scores[0], scores.shape), equal_nan=True)
+    )
     return scores[:1] if alike else scores, count
 
 
