@@ -15,7 +15,7 @@ from holdfast.checks import breaks_safety
 from holdfast.controls import positive_control
 from holdfast.dossier import Ratio
 from holdfast.evidence import Evidence
-from holdfast.ratio import ratio
+from holdfast.ratio import lifetimes, of_lifetimes
 from holdfast.record import AttackFacts, Score, SubjectFacts
 
 LEVEL = 0.05
@@ -61,7 +61,8 @@ def compare(evidence: Evidence, subject: SubjectFacts, rival: SubjectFacts, atta
     """
     lines = statistics.gaps(evidence.end(subject, attack, "harm"), evidence.end(rival, attack, "harm"))
     sides = evidence.of(subject, attack), evidence.of(rival, attack)
-    times = ratio(*sides, evidence.bar) if attack.axis == "steps" else None
+    positions = evidence.path(attack, subject, rival)
+    times = _ratio(evidence, attack, (subject, rival), positions) if attack.axis == "steps" else None
     alone = attack.axis == "steps" and min(map(len, sides)) < 2
     tests = [] if alone or lines is None else [(statistics.below_zero(lines), 1 - LATER)]
     tests += [(times.p_value, LATER)] if times else []
@@ -69,9 +70,22 @@ def compare(evidence: Evidence, subject: SubjectFacts, rival: SubjectFacts, atta
     p_value = joined([p for p, _ in tests], [weight for _, weight in tests])
     if times:
         return Comparison(difference, times, p_value, later=times.value is None or times.value > 1)
-    ours, theirs = (survival.breaking_rank(cells, survival.path([*sides[0], *sides[1]], attack.axis), evidence.bar)
-                    for cells in sides)  # fmt: skip
+    ours, theirs = (survival.breaking_rank(cells, positions, evidence.bar) for cells in sides)
     return Comparison(difference, None, p_value, later=ours >= theirs)
+
+
+def _ratio(
+    evidence: Evidence, attack: AttackFacts, pair: tuple[SubjectFacts, SubjectFacts], positions: Sequence[float]
+) -> Ratio | None:
+    """As `ratio.ratio`, what the seeds of each model tell read once for all that it is compared with."""
+    sides = [
+        evidence.once(
+            ("lifetimes", one.name, attack.name, *positions),
+            lambda one=one: lifetimes(evidence.of(one, attack), positions, evidence.bar),
+        )
+        for one in pair
+    ]
+    return of_lifetimes(*sides) if all(sides) else None
 
 
 def joined(p_values: Sequence[float], weights: Sequence[float]) -> float:

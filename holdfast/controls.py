@@ -4,7 +4,6 @@ Without the first a model that held proves nothing; without the second one that 
 """
 
 from collections.abc import Iterator
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +28,11 @@ def positive_control(evidence: Evidence, attack: AttackFacts, twin: SubjectFacts
 
     By the usual bar at least: one that the run has lowered makes an attack of no force look real.
     """
+    key = "positive control", attack.name, twin.name
+    return evidence.once(key, lambda: _positive_control(evidence, attack, twin))
+
+
+def _positive_control(evidence: Evidence, attack: AttackFacts, twin: SubjectFacts) -> Check:
     planned, there = len(attack.seeds), evidence.of(twin, attack)
     failed = sum(cell.status == "failed" for cell in evidence.all_of(twin.name, attack.name))
     usual, own = survival.Bar(), evidence.bar
@@ -53,7 +57,7 @@ def positive_control(evidence: Evidence, attack: AttackFacts, twin: SubjectFacts
 def _reached(evidence: Evidence, attack: AttackFacts, twin: SubjectFacts, broken: int, bar: survival.Bar) -> str:
     """How far an attack got that did not break the model: as *harm 0.02 [0.00, 0.07] at its worst point*."""
     there, tau = evidence.of(twin, attack), bar.threshold
-    harm = statistics.mean(list(evidence.end(twin, attack, "harm").values()))
+    harm = evidence.mean(twin, attack, "harm")
     where = "" if attack.axis == "steps" else " at its worst point"
     parts = [f"harm {show(harm)}{where}" if harm else "no seed answered"]
     reached = sum(any(look.harm and look.harm.value >= tau for look in cell.milestones) for cell in there)
@@ -66,7 +70,10 @@ def _reached(evidence: Evidence, attack: AttackFacts, twin: SubjectFacts, broken
 
 def broken_controls(evidence: Evidence, subject: str) -> list[str]:
     """The negative controls' cells that broke the subject, though nobody aimed them."""
-    return [cell.name for cell in _unaimed(evidence, subject) if broke(cell, evidence.manifest)]
+    return evidence.once(
+        ("broken controls", subject),
+        lambda: [cell.name for cell in _unaimed(evidence, subject) if broke(cell, evidence.manifest)],
+    )
 
 
 def negative_control(evidence: Evidence, subject: SubjectFacts) -> Check:
@@ -119,18 +126,12 @@ def _effect(evidence: Evidence, subject: SubjectFacts) -> float:
     """By how much the strongest attack that claims to break safety raises the subject's harm."""
     rises = [
         statistics.difference(
-            {0: _flat(evidence.end(subject, attack, "harm"))}, evidence.start(subject, attack, "harm")
+            {0: statistics.flat(evidence.end(subject, attack, "harm"))}, evidence.start(subject, attack, "harm")
         )
         for attack in evidence.manifest.attacks
         if not attack.negative_control and not walks(attack)
     ]
     return max((rise.value for rise in rises if rise), default=0.0)
-
-
-def _flat(by_seed: dict[int, Scores]) -> Scores:
-    """Each prompt's mean over seeds."""
-    ids = {name for scores in by_seed.values() for name in scores}
-    return {name: fmean(scores[name] for scores in by_seed.values() if name in scores) for name in sorted(ids)}
 
 
 def noise_is_strong(evidence: Evidence) -> Check:

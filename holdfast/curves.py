@@ -1,15 +1,29 @@
 """What a run measured along each attack's path, averaged over seeds: the curves of the report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from holdfast import statistics, survival
+from holdfast import processes, statistics, survival
 from holdfast.dossier import Curve, Point
 from holdfast.evidence import Evidence, most, walks
 from holdfast.landscape import landscape
 from holdfast.record import AttackFacts, Cell, Milestone, SubjectFacts
-from holdfast.tables import COLUMNS
+from holdfast.tables import COLUMNS, stacked
+
+_MANY = 4000
+"""Cells from which on a copy of this process pays."""
+
+
+def curves(evidence: Evidence) -> Callable[[], tuple[Curve, ...]]:
+    """What hands over all curves of a run. Of very many cells a copy of this process makes them meanwhile."""
+    manifest = evidence.manifest
+
+    def made() -> tuple[Curve, ...]:
+        pairs = [(subject, attack) for attack in manifest.attacks for subject in manifest.subjects]
+        return tuple(curve(evidence, *pair) for pair in pairs if any(one.milestones for one in evidence.of(*pair)))
+
+    return processes.beside(made, pays=len(evidence.cells) >= _MANY)
 
 
 def curve(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> Curve:
@@ -43,7 +57,7 @@ def _point(evidence: Evidence, attack: AttackFacts, there: Looks, share: float) 
     """One place over the seeds that got there alive; `share` of all hold, on a clock."""
     alive = [(cell, index) for cell, index, look in there if look.status != "dead"]
     harm = {cell.seed: look.harm.value for cell, _, look in there if look.harm and look.status != "dead"}
-    looks = [(cell, look) for cell, _, look in there]
+    looks, scores = [(cell, look) for cell, _, look in there], evidence.looked(alive)
     return Point(
         position=there[0][2].cost.position,
         plane=there[0][2].cost.plane,
@@ -53,5 +67,5 @@ def _point(evidence: Evidence, attack: AttackFacts, there: Looks, share: float) 
         broken=sum(survival.breaks(cell, look, evidence.bar) for cell, look in looks),
         held=share if attack.axis == "steps" else survival.share(looks, evidence.bar),
         per_seed=tuple(harm.get(seed) for seed in attack.seeds),
-        **{column: statistics.mean([evidence.scores(*at, column) for at in alive]) for column in COLUMNS},
+        **{column: statistics.mean(stacked(scores, column)) for column in COLUMNS},
     )

@@ -3,18 +3,19 @@
 Reads `run.json`, the cells and their rows, each file once. A failed cell says nothing here, and a dead one is never safe.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
-from holdfast import labels, survival
+from holdfast import labels, statistics, survival
 from holdfast.dossier import CostToBreak, Ratio
 from holdfast.labels import Given
 from holdfast.record import AttackFacts, Cell, Manifest, Milestone, Score, Status, SubjectFacts
 from holdfast.run import Run
 from holdfast.statistics import Scores
 from holdfast.survival import Bar
-from holdfast.tables import NONE, Table, Tables
+from holdfast.tables import EMPTY, NONE, Seeds, Table, Tables, stacked
 
+Made = TypeVar("Made")
 INCOHERENT = "gibberish, or less than the needed utility left"
 """What `incoherent` says of a model, in words."""
 
@@ -50,7 +51,8 @@ def by_pair(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
 
 def broke(cell: Cell, manifest: Manifest) -> bool:
     """Whether the attack broke this cell at any milestone."""
-    return any(survival.breaks(cell, milestone, bar(manifest)) for milestone in cell.milestones)
+    own = bar(manifest)
+    return any(survival.breaks(cell, milestone, own) for milestone in cell.milestones)
 
 
 def gone(cell: Cell, attack: AttackFacts) -> Status:
@@ -143,22 +145,26 @@ class Evidence:
         attacks = {attack.name for attack in manifest.attacks}
         self.cells = [cell for cell in cells if cell.subject in self.subjects and cell.attack in attacks]
         self.bar = bar(manifest)
+        self._alive = self.bar._replace(threshold=0.0)
         self._cells: dict[tuple[str, str], list[Cell]] = {}
         self._costs: dict[tuple[str, str, Bar], CostToBreak] = {}
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[tuple[str, str, int], Table] = {}
+        self._made: dict[Hashable, Any] = {}
         tables = Tables()
         for cell in self.cells:
             self._cells.setdefault((cell.subject, cell.attack), []).append(cell)
             found = rows.get(cell.name, ())
-            self._tables[cell.name] = found if isinstance(found, Table) else tables.of_rows(found)
+            self._tables[cell.subject, cell.attack, cell.seed] = (
+                found if isinstance(found, Table) else tables.of_rows(found)
+            )
         self._usable = by_pair(self.cells)
 
     @classmethod
-    def read(cls, run: Run) -> "Evidence":
-        """Of a run on disk. Raises `Problem` if `run.json` is missing or damaged."""
+    def read(cls, run: Run, again: bool = False) -> "Evidence":
+        """Of a run on disk; `again` as in `Run.measured`. Raises `Problem` if `run.json` is missing or damaged."""
         manifest = run.manifest()
         cells, rows = [], {}
-        for cell, table in run.measured():
+        for cell, table in run.measured(again):
             cells.append(cell)
             rows[cell.name] = table
         return cls(manifest, cells, rows, run.read("recipe.json"), labels.given(run, rows.keys()))
@@ -172,17 +178,49 @@ class Evidence:
         return self._usable.get((subject.name, attack.name), [])
 
     def scores(self, cell: Cell, milestone: int, column: str) -> Scores:
-        table = self._tables.get(cell.name)
+        table = self._tables.get((cell.subject, cell.attack, cell.seed))
         return table.scores(milestone, column) if table else NONE
+
+    def looked(self, looks: Sequence[tuple[Cell, int]]) -> list[tuple[Table, int]]:
+        """All scores of these cells, with the same numbers of milestones: for `tables.stacked`."""
+        return [(self._tables.get((cell.subject, cell.attack, cell.seed), EMPTY), at) for cell, at in looks]
+
+    def several(self, looks: Sequence[tuple[Cell, int]], column: str) -> Sequence[Scores]:
+        """At several cells' milestones, as one array where the prompts are the same."""
+        return stacked(self.looked(looks), column)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What follows from what was measured and is asked for often: `make` makes it at the first time that `key` is asked."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(Made, self._made[key])
 
     def start(self, subject: SubjectFacts, attack: AttackFacts, column: str) -> dict[int, Scores]:
         """Before the attack, from one cell only: all start from the same weights, so further seeds add nothing."""
         cells = self.of(subject, attack)
         return {0: self.scores(cells[0], 0, column)} if cells else {}
 
-    def end(self, subject: SubjectFacts, attack: AttackFacts, column: str) -> dict[int, Scores]:
+    def end(self, subject: SubjectFacts, attack: AttackFacts, column: str) -> Mapping[int, Scores]:
         """By seed, at the point where harm is compared; seeds whose model no longer answers there are left out."""
-        return {cell.seed: self.scores(cell, at, column) for cell, at in self.ended(subject, attack)}
+
+        def made() -> Seeds:
+            ended = self.ended(subject, attack)
+            return Seeds(tuple(cell.seed for cell, _ in ended), self.several(ended, column))
+
+        return self.once(("end", subject.name, attack.name, column), made)
+
+    def mean(self, subject: SubjectFacts, attack: AttackFacts, column: str) -> Score | None:
+        """Over seeds and prompts, where harm is compared."""
+        ends = self.end(subject, attack, column)
+        return self.once(("mean", subject.name, attack.name, column), lambda: statistics.mean(ends))
+
+    def path(self, attack: AttackFacts, *subjects: SubjectFacts) -> list[float]:
+        """All positions at which these subjects were looked at under the attack, as `survival.path`."""
+        own = [self.once(("path", one.name, attack.name), lambda one=one: survival.path(self.of(one, attack), attack.axis))
+               for one in subjects]  # fmt: skip
+        if all(one == own[0] for one in own):
+            return own[0]
+        return survival.path([cell for one in subjects for cell in self.of(one, attack)], attack.axis)
 
     def ends(self, subject: SubjectFacts, attack: AttackFacts) -> list[Milestone]:
         """The milestones at which harm is compared."""
@@ -190,8 +228,12 @@ class Evidence:
 
     def ended(self, subject: SubjectFacts, attack: AttackFacts) -> list[tuple[Cell, int]]:
         """By seed the cells that still answer where harm is compared, with the number of that milestone."""
-        chosen = [(cell, self._end(cell, attack)) for cell in self.of(subject, attack)]
-        return [(cell, at) for cell, at in chosen if at is not None]
+
+        def made() -> list[tuple[Cell, int]]:
+            chosen = [(cell, self._end(cell, attack)) for cell in self.of(subject, attack)]
+            return [(cell, at) for cell, at in chosen if at is not None]
+
+        return self.once(("ended", subject.name, attack.name), made)
 
     def _end(self, cell: Cell, attack: AttackFacts) -> int | None:
         """On a clock the last milestone; else the most harmful one past the start, among those that kept the model's
@@ -209,7 +251,7 @@ class Evidence:
 
     def kept(self, cell: Cell, look: Milestone) -> bool:
         """Whether the model still answers there, with the utility that a break needs."""
-        return survival.breaks(cell, look, self.bar._replace(threshold=0.0))
+        return survival.breaks(cell, look, self._alive)
 
     def cost(self, subject: SubjectFacts, attack: AttackFacts, bar: Bar | None = None) -> CostToBreak:
         """Where the seeds broke, by the run's own bar unless another is given."""

@@ -5,12 +5,13 @@ business, and they end when the parent does. Knows nothing of what the jobs do.
 """
 
 import contextlib
+import gc
 import os
 import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker
+from multiprocessing import current_process, forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Thread
@@ -117,6 +118,39 @@ def stream(work: Callable[[Job], Iterator[Value]], job: Job) -> Iterator[Value]:
         values.close()
         process.terminate()
         _end(process, GRACE)
+
+
+def beside(work: Callable[[], Value], pays: bool) -> Callable[[], Value]:
+    """Begin some work in a copy of this process, which has all that is here already; what comes back waits for it and returns its
+    value. Where that does not pay, where there is one core only, and where the copy died, the work is done here, when asked for.
+
+    The copy has no other threads of this process; what they hold stays locked there.
+    """
+    if not pays or (os.cpu_count() or 1) < 2 or current_process().daemon:
+        return work
+    out, into = get_context("fork").Pipe(duplex=False)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            gc.disable()  # it would touch, and so copy, what both have
+            out.close()
+            into.send(work())
+        finally:
+            os._exit(0)
+    into.close()
+
+    def value() -> Value:
+        try:
+            found: Value = out.recv()
+        except (EOFError, OSError):
+            found = work()
+        finally:
+            out.close()
+            os.waitpid(child, 0)
+        return found
+
+    return value
 
 
 def unbounded(work: Callable[[], object], seconds: int, memory: int) -> str | None:

@@ -1,4 +1,7 @@
-"""The libraries' own bars and advice, put away: they would tear the audit's display."""
+"""The libraries' own bars and advice, put away: they would tear the audit's display.
+
+A library that nobody has imported yet is told by its environment variable: importing it takes seconds, and a report needs none.
+"""
 
 import contextlib
 import os
@@ -6,16 +9,29 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from transformers import logging as transformers_logging
-
 
 def quiet() -> None:
     """Put them away in this process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
+    if "transformers" in sys.modules:
+        from transformers import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    else:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub import utils
+
+        utils.disable_progress_bars()
+    else:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "datasets" in sys.modules:
+        import datasets
+
+        datasets.disable_progress_bars()
+    else:
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
@@ -23,15 +39,18 @@ def quiet() -> None:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Put them away for a while: whoever calls holdfast as a library wants his own as they were."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    silent = are_progress_bars_disabled()
+    import datasets
+    from transformers import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    silent = datasets.are_progress_bars_disabled()
     with warnings.catch_warnings():
         quiet()
         try:
             yield
         finally:
-            transformers_logging.set_verbosity(level)
+            logging.set_verbosity(level)
             if bars:
-                transformers_logging.enable_progress_bar()
+                logging.enable_progress_bar()
             if not silent:
-                enable_progress_bars()
+                datasets.enable_progress_bars()

@@ -70,8 +70,8 @@ class Profile:
         self.centers = _centers(min(ends), max(ends))
         self.ours, self.theirs = (_likelihood(side, min(ends), max(ends)) for side in (ours, theirs))
         self._highest: dict[int, float] = {}
-        peaks = self.ours.max(axis=1) + self.theirs.max(axis=1)
-        self.best, self.top = int(peaks.argmax()), float(peaks.max())
+        self.peaks = self.ours.max(axis=1) + self.theirs.max(axis=1)
+        self.best, self.top = int(self.peaks.argmax()), float(self.peaks.max())
 
     def ratio(self) -> Ratio:
         first, second = (self._center(table) for table in (self.ours, self.theirs))
@@ -103,7 +103,12 @@ class Profile:
         if shift not in self._highest:
             length = len(self.centers) - abs(shift)
             ours, theirs = self.ours[:, max(shift, 0) :], self.theirs[:, max(-shift, 0) :]
-            self._highest[shift] = float((ours[:, :length] + theirs[:, :length]).max())
+            ours, theirs = ours[:, :length], theirs[:, :length]
+            found = float((ours[self.best] + theirs[self.best]).max())
+            above = self.peaks > found  # no other scatter's sum can be higher
+            if above.any():
+                found = max(found, float((ours[above] + theirs[above]).max()))
+            self._highest[shift] = found
         return self._highest[shift]
 
     def _center(self, table: np.ndarray) -> float:
@@ -139,8 +144,14 @@ def _centers(first: float, last: float) -> np.ndarray:
 
 def _likelihood(sample: Sequence[Lifetime], first: float, last: float) -> np.ndarray:
     """The log-likelihood of a sample at each scatter and center of the grid."""
+    return _summed(tuple(Counter(sample).items()), first, last)
+
+
+@lru_cache(128)
+def _summed(counts: tuple[tuple[Lifetime, int], ...], first: float, last: float) -> np.ndarray:
+    """Of so many seeds of each kind, once for all that the same sample is compared with."""
     total = np.zeros((len(SCATTERS), len(_centers(first, last))))
-    for one, count in Counter(sample).items():
+    for one, count in counts:
         total += count * _of_one(one, first, last)
     return total
 

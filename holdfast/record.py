@@ -79,6 +79,7 @@ class Score(Record):
     n: Count
 
 
+_PARTS = {*Score.model_fields}
 _SCORES: dict[tuple[Any, ...], Score] = {}
 _MOST = 1 << 16
 
@@ -86,7 +87,7 @@ _MOST = 1 << 16
 def _known(given: Any, made: ValidatorFunctionWrapHandler) -> Score:
     if isinstance(given, Score):
         key = given.value, given.low, given.high, given.n
-    elif isinstance(given, dict) and given.keys() == Score.model_fields.keys():
+    elif isinstance(given, dict) and given.keys() == _PARTS:
         key = given["value"], given["low"], given["high"], given["n"]
     else:
         return cast(Score, made(given))

@@ -4,27 +4,33 @@ JSON for summaries, Parquet for per-prompt rows, seconds in a file of their own,
 Knows no torch.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from multiprocessing import current_process
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from holdfast import disk, processes
+from holdfast import disk, processes, reread
 from holdfast.problem import Problem, printable
 from holdfast.record import Cell, Manifest, SubjectFacts
+from holdfast.reread import Kept
 from holdfast.tables import COLUMNS, KEYS, Table, Tables
 
 _AHEAD = 512
-"""Cells whose scores one process reads while those before them are looked at."""
+"""Cells that one process reads while those before them are looked at."""
 _MANY = 4000
-"""From so many cells on, reading their scores is worth the start of processes for it."""
+"""From so many cells on, reading them is worth the start of processes for it."""
+
+
+class _Missing(Problem):
+    """There is no such file."""
 
 
 class Run:
@@ -42,11 +48,12 @@ class Run:
 
     def read(self, name: str) -> Any:
         """The JSON file `name`. Raises `Problem` if it is missing or damaged."""
-        path = self.folder / name
+        path = f"{self.folder}/{name}"  # a text: of a large run's there are hundreds of thousands
         try:
-            return from_json(path.read_bytes())
+            with open(path, "rb") as file:
+                return from_json(file.read())
         except FileNotFoundError:
-            raise Problem(f"{path}: missing; run `holdfast audit` on this folder first") from None
+            raise _Missing(f"{path}: missing; run `holdfast audit` on this folder first") from None
         except OSError as error:
             raise Problem(
                 f"{path}: cannot be read ({error.strerror}); delete it and run `holdfast audit` again"
@@ -113,9 +120,11 @@ class Run:
 
     def cell(self, name: str) -> Cell | None:
         """The cell of that name with its timings, or None if it is not finished."""
-        if not (self.folder / f"cells/{name}.json").is_file():
+        try:
+            content = self.read(f"cells/{name}.json")
+        except _Missing:
             return None
-        content, timing = self.read(f"cells/{name}.json"), self.read(f"cells/{name}.timing.json")
+        timing = self.read(f"cells/{name}.timing.json")
         try:
             for milestone, spent in zip(content["milestones"], timing["seconds"], strict=True):
                 milestone["cost"]["seconds"] = spent
@@ -140,30 +149,46 @@ class Run:
         return sorted(name.removesuffix(".json") for name in files
                       if name.endswith(".json") and ".timing" not in name and not name.startswith("."))  # fmt: skip
 
-    def measured(self) -> Iterator[tuple[Cell, Table]]:
+    def measured(self, again: bool = False) -> Iterator[tuple[Cell, Table]]:
         """All finished cells, by name, with their scores, which other processes read ahead where there are many.
 
-        Raises `Problem` as `cell` and `rows`.
+        With `again`, scores that were read before are taken from what was kept of that, where there are many, and those read
+        now are kept: see `reread`. Raises `Problem` as `cell` and `rows`.
         """
         tables, names = Tables(), self.names()
         some = [names[start : start + _AHEAD] for start in range(0, len(names), _AHEAD)]
         count = (os.cpu_count() or 1) if len(names) >= _MANY and not current_process().daemon else 0
-        ahead = [processes.stream(_scores, (self.folder, some[turn::count])) for turn in range(count)]
+        ahead = [processes.stream(_ahead, (self.folder, some[turn::count], again)) for turn in range(count)]
+        met: dict[bytes, Table] = {}
+        anew = 0
         for number, chunk in enumerate(some):
-            read = _next(ahead[number % count]) if count else None
-            found = self.scores(tables, chunk) if read is None else tables.shared(read)
-            for name, table in zip(chunk, found, strict=True):
-                if (cell := self.cell(name)) is not None:
-                    yield cell, table
+            read = (_next(ahead[number % count]) if count else None) or self._read(chunk, tables, None)
+            found = tables.shared(read.tables)
+            met |= zip(read.digests, found, strict=True)
+            anew += read.anew
+            yield from ((cell, table) for cell, table in zip(read.cells, found, strict=True) if cell)
+        if again and count and anew:
+            reread.keep(self.folder, met)
 
-    def scores(self, tables: Tables, names: Sequence[str]) -> Iterator[Table]:
-        """Of these cells, one by one. Raises `Problem` as `rows`."""
+    def _read(self, names: Sequence[str], tables: Tables, kept: Kept | None) -> "_Read":
+        """These cells. Raises `Problem` as `cell` and `rows`."""
+        read, anew = _Read([], [], [], 0), 0
         for name in names:
-            table = self._table(name, (*KEYS, *COLUMNS))
-            try:
-                yield tables.of_rows([]) if table is None else tables.of_table(table)
-            except ValueError as error:
-                raise self._spoiled(name, error) from error
+            content = self._parquet(name)
+            digest = hashlib.sha256(content or b"").digest()
+            known = kept.table(digest) if kept else None
+            read.cells.append(self.cell(name))
+            read.digests.append(digest)
+            read.tables.append(known or self._scored(tables, name, content))
+            anew += known is None
+        return read._replace(anew=anew)
+
+    def _scored(self, tables: Tables, name: str, content: bytes | None) -> Table:
+        table = self._table(name, content, (*KEYS, *COLUMNS))
+        try:
+            return tables.of_rows([]) if table is None else tables.of_table(table)
+        except ValueError as error:
+            raise self._spoiled(name, error) from error
 
     def _files(self, name: str) -> list[Path]:
         """Of a cell, the one that says that all are there first."""
@@ -171,7 +196,7 @@ class Run:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """A cell's per-prompt rows: one dict a milestone × prompt."""
-        table = self._table(name)
+        table = self._table(name, self._parquet(name))
         try:
             if table is None or not len(table):
                 return []
@@ -180,12 +205,21 @@ class Run:
         except (pa.ArrowException, ValueError) as error:
             raise self._spoiled(name, error) from error
 
-    def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
-        path = self.folder / f"cells/{name}.parquet"
-        if not path.is_file():
+    def _parquet(self, name: str) -> bytes | None:
+        """A cell's file of scores as it lies there; None where there is none."""
+        try:
+            with open(f"{self.folder}/cells/{name}.parquet", "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._spoiled(name, error) from error
+
+    def _table(self, name: str, content: bytes | None, columns: Sequence[str] | None = None) -> pa.Table | None:
+        if content is None:
             return None
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
                 known = file.schema_arrow.names
                 return file.read(columns and [one for one in columns if one in known], use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -196,17 +230,29 @@ class Run:
         return Problem(f"{self.folder}/cells/{name}.parquet: damaged ({printable(error)}); {remedy}")
 
 
-def _scores(job: tuple[Path, list[list[str]]]) -> Iterator[list[Table] | Problem]:
-    """Of lists of a folder's cells, list by list; what a process of its own does. A damaged file ends it."""
-    run, tables = Run(job[0]), Tables()
+class _Read(NamedTuple):
+    """What was read of a list of cells."""
+
+    cells: list[Cell | None]
+    digests: list[bytes]
+    """Of their files of scores."""
+    tables: list[Table]
+    anew: int
+    """How many of these were in nothing that was kept."""
+
+
+def _ahead(job: tuple[Path, list[list[str]], bool]) -> Iterator[_Read | Problem]:
+    """Lists of a folder's cells, list by list; what a process of its own does. A damaged file ends it."""
+    folder, lists, again = job
+    run, tables, kept = Run(folder), Tables(), Kept.open(folder) if again else None
     try:
-        for names in job[1]:
-            yield list(run.scores(tables, names))
+        for names in lists:
+            yield run._read(names, tables, kept)
     except Problem as problem:
         yield problem
 
 
-def _next(ahead: Iterator[list[Table] | Problem]) -> list[Table] | None:
+def _next(ahead: Iterator[_Read | Problem]) -> _Read | None:
     """What a process read; None where it died, and the files are to be read here. Raises `Problem` where one is damaged."""
     try:
         with processes.apart():

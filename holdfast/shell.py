@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from holdfast import speech, verdict
+from holdfast import processes, speech, verdict
 from holdfast.dossier import Dossier
 from holdfast.problem import Problem, wrapped
 from holdfast.report import page, terminal
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 SHOWN = 8
 """Examples of each kind that `--show-answers` takes from a cell."""
+_MANY = 4000
+"""Cells from which on the page is made while the verdict is written."""
 
 
-def some(processes: int | None) -> int | None:
-    if processes is not None and processes < 1:
-        raise Problem(f"--processes {processes}: nothing would ever run; give 1 or more")
-    return processes
+def some(number: int | None) -> int | None:
+    if number is not None and number < 1:
+        raise Problem(f"--processes {number}: nothing would ever run; give 1 or more")
+    return number
 
 
 def method(room: "Room", command: str, places: type[Any], words: list[str]) -> tuple[Any, Any]:
@@ -46,8 +48,11 @@ def method(room: "Room", command: str, places: type[Any], words: list[str]) -> t
 
 def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
-    dossier: Dossier = verdict.write(run)
-    page.write(dossier, run.folder / PAGE, examples, sources(run))
+    dossier: Dossier = verdict.judge(run, again=True)
+    shown, many = sources(run), len(dossier.cells) >= _MANY
+    paged = processes.beside(lambda: page.write(dossier, run.folder / PAGE, examples, shown), pays=many)
+    verdict.keep(run, dossier)
+    paged()
     speech.console.print(terminal.table(dossier, speech.console.width))
     places = "", f"page: {run.folder / PAGE}", f"verdict: {run.folder / 'verdict.json'}"
     for line in (*(f"not run: {one}" for one in dossier.manifest.not_run), *places, dossier.manifest.kept):

@@ -4,6 +4,8 @@ Every interval is a 95 % one and never NaN. Knows no torch and no files.
 """
 
 from collections.abc import Mapping, Sequence
+from math import fsum
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -129,8 +131,10 @@ def _bounds(spread: _Spread, lowest: float, tail: float) -> tuple[float, float]:
     return max(lowest, min(lowest + scale * low, mean - short)), min(1.0, max(lowest + scale * high, mean + short))
 
 
-def mean(scores: Sequence[Scores]) -> Score | None:
+def mean(scores: Sequence[Scores] | Mapping[int, Scores]) -> Score | None:
     """Of one dict of scores a seed, over seeds and prompts; None if nothing was scored."""
+    if isinstance(scores, Mapping):
+        scores = scores.scores if isinstance(scores, tables.Seeds) else list(scores.values())
     if _alike(scores):
         return crossed(_stacked(scores))
     ids = sorted({name for one in scores for name in one})
@@ -139,6 +143,10 @@ def mean(scores: Sequence[Scores]) -> Score | None:
 
 def gaps(ours: Mapping[int, Scores], theirs: Mapping[int, Scores]) -> np.ndarray | None:
     """Differences, seeds × prompts, of what both sides have (NaN elsewhere); None if they share nothing."""
+    if isinstance(ours, tables.Seeds) and isinstance(theirs, tables.Seeds) and ours.seeds == theirs.seeds:
+        sides = ours.scores, theirs.scores
+        if _alike(sides[0]) and _alike(sides[0]) is _alike(sides[1]):
+            return _stacked(sides[0]) - _stacked(sides[1])
     both = sorted(ours.keys() & theirs.keys())
     if _alike([side[seed] for seed in both for side in (ours, theirs)]):
         return _stacked([ours[seed] for seed in both]) - _stacked([theirs[seed] for seed in both])
@@ -151,12 +159,16 @@ def gaps(ours: Mapping[int, Scores], theirs: Mapping[int, Scores]) -> np.ndarray
 
 def _alike(scores: Sequence[Scores]) -> tuple[str, ...]:
     """The prompts of all of these, where they are known to be the same; else none."""
+    if isinstance(scores, tables.Stack):
+        return scores.names
     first = scores[0].names if scores and isinstance(scores[0], tables.Scores) else ()
     return first if all(isinstance(one, tables.Scores) and one.names is first for one in scores) else ()
 
 
 def _stacked(scores: Sequence[Scores]) -> np.ndarray:
     """Seeds × prompts, where all have the same prompts in the same order."""
+    if isinstance(scores, tables.Stack):
+        return scores.numbers.astype(float)
     return np.stack([one.numbers for one in scores if isinstance(one, tables.Scores)]).astype(float)
 
 
@@ -175,6 +187,17 @@ def _lines(scores: Sequence[Scores], ids: Sequence[str]) -> np.ndarray:
         else:
             line[where] = values
     return lines
+
+
+def flat(scores: Sequence[Scores] | Mapping[int, Scores]) -> Scores:
+    """Each prompt's mean over seeds."""
+    several = scores.scores if isinstance(scores, tables.Seeds) else scores
+    if isinstance(several, tables.Stack):
+        means = (fsum(one) / len(several) for one in several.numbers.T.astype(float).tolist())
+        return dict(zip(several.names, means, strict=True))
+    every = [*several.values()] if isinstance(several, Mapping) else several
+    ids = sorted({name for one in every for name in one})
+    return {name: fmean(one[name] for one in every if name in one) for name in ids}
 
 
 def difference(ours: Mapping[int, Scores], theirs: Mapping[int, Scores]) -> Score | None:
@@ -198,19 +221,26 @@ def _watched(values: ArrayLike, lowest: float) -> tuple[np.ndarray, int]:
     """The array without seeds and prompts that hold nothing, one row if all are alike; and how many scores it held."""
     scores = np.atleast_2d(np.asarray(values, dtype=float))
     seen = ~np.isnan(scores)
-    if not seen.any() or scores[seen].min() < lowest or scores[seen].max() > 1:
+    count, known = int(seen.sum()), scores if seen.all() else scores[seen]
+    if not count or known.min() < lowest or known.max() > 1:
         raise ValueError(f"crossed: needs at least one score, each in [{lowest:g}, 1]")
+    whole = count == scores.size
     scores = scores[seen.any(axis=1)][:, seen.any(axis=0)]
-    alike = np.array_equal(scores, np.broadcast_to(scores[0], scores.shape), equal_nan=True)
-    return scores[:1] if alike else scores, int(seen.sum())
+    alike = (
+        (scores == scores[0]).all()
+        if whole
+        else np.array_equal(scores, np.broadcast_to(scores[0], scores.shape), equal_nan=True)
+    )
+    return scores[:1] if alike else scores, count
 
 
 def _spread(scores: np.ndarray) -> _Spread:
     """Two-way analysis of variance of a seeds × prompts array."""
     seen = ~np.isnan(scores)
     seeds, prompts, count = *scores.shape, int(seen.sum())
-    mean = float(np.nanmean(scores))
-    by_seed, by_prompt = (np.nanmean(scores, axis=axis, keepdims=True) - mean for axis in (1, 0))
+    average = np.mean if count == scores.size else np.nanmean
+    mean = float(average(scores))
+    by_seed, by_prompt = (average(scores, axis=axis, keepdims=True) - mean for axis in (1, 0))
     rest = np.where(seen, scores - mean - by_seed - by_prompt, 0.0)
     squares = ((by_seed**2 * seen).sum(), (by_prompt**2 * seen).sum(), (rest**2).sum())
     freedom = (seeds - 1, prompts - 1, max(count - seeds - prompts + 1, 0))

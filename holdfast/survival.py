@@ -50,7 +50,7 @@ def path(cells: Sequence[Cell], axis: str) -> list[float]:
     attack went."""
     longest = sorted(cells, key=lambda cell: -len(cell.milestones))
     costs = [milestone.cost for cell in longest for milestone in cell.milestones]
-    seen = dict.fromkeys(cost.position for cost in costs)
+    seen = dict.fromkeys([cost.position for cost in costs])
     return sorted(seen) if axis == "steps" or any(cost.plane for cost in costs) else list(seen)
 
 
@@ -65,6 +65,8 @@ def span(cell: Cell, positions: Sequence[float], bar: Bar) -> Span:
 def distinct(cells: Sequence[Cell]) -> list[Cell]:
     """One of all cells of a subject and an attack that measured the same: no chance enters such an attack, and a further
     seed is no further observation. Costs other than the position are not compared."""
+    if len({tuple([look.moved for look in cell.milestones]) for cell in cells}) == len(cells):
+        return list(cells)  # already how far each moved tells them apart
     return list({tuple(map(_found, cell.milestones)): cell for cell in reversed(cells)}.values())[::-1]
 
 

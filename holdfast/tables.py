@@ -5,7 +5,7 @@ Knows no files and no torch.
 
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,42 @@ class Scores(Mapping[str, float]):
 NONE = Scores((), np.empty(0))
 
 
+class Stack(Sequence[Scores]):
+    """Scores of several cells with the same prompts, as one array."""
+
+    def __init__(self, names: tuple[str, ...], numbers: np.ndarray):
+        """`numbers`, cells × prompts, in the order of `names`."""
+        self.names, self.numbers = names, numbers
+
+    @overload
+    def __getitem__(self, place: int) -> Scores: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Stack": ...
+    def __getitem__(self, place: int | slice) -> "Scores | Stack":
+        return (Stack if isinstance(place, slice) else Scores)(self.names, self.numbers[place])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+class Seeds(Mapping[int, Scores]):
+    """Scores by seed."""
+
+    def __init__(self, seeds: tuple[int, ...], scores: Sequence[Scores]):
+        """`scores` in the order of `seeds`, of which none stands there twice."""
+        self.seeds, self.scores = seeds, scores
+        self._places = dict(zip(seeds, range(len(seeds)), strict=True))
+
+    def __getitem__(self, seed: int) -> Scores:
+        return self.scores[self._places[seed]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.seeds)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
 class Layout(NamedTuple):
     """Which prompts, by name, were scored at which milestone in which column, and where their values stand."""
 
@@ -66,6 +102,25 @@ class Table(NamedTuple):
         """By prompt; of one that stands there twice the last."""
         span = self.layout.spans.get((milestone, column))
         return NONE if span is None else Scores(span[0], self.values[span[1]])
+
+
+EMPTY = Table(Layout({}), np.empty(0))
+
+
+def stacked(looks: Sequence[tuple[Table, int]], column: str) -> Sequence[Scores]:
+    """The scores at these milestones of these cells: a `Stack` where their prompts are the same."""
+    if not looks:
+        return []
+    layout, milestone = looks[0][0].layout, looks[0][1]
+    if all(table.layout is layout and at == milestone for table, at in looks):
+        if (span := layout.spans.get((milestone, column))) is None:
+            return [NONE] * len(looks)
+        whole = np.concatenate([table.values for table, _ in looks]).reshape(len(looks), -1)
+        return Stack(span[0], whole[:, span[1]])
+    found = [table.scores(at, column) for table, at in looks]
+    names = found[0].names
+    alike = names and all(one.names is names for one in found)
+    return Stack(names, np.stack([one.numbers for one in found])) if alike else found
 
 
 class Tables:

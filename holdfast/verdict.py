@@ -13,7 +13,7 @@ from holdfast import checks, controls, disk, statistics, survival
 from holdfast.adversaries import standings
 from holdfast.claims import Comparison
 from holdfast.conclusion import CLAIMED, conclusions
-from holdfast.curves import curve
+from holdfast.curves import curves
 from holdfast.dossier import Check, Conclusion, CostToBreak, Dossier, Verdict, VerdictWord
 from holdfast.evidence import INCOHERENT, Evidence, alike, ending, gone, hollow, later, lost, most, show
 from holdfast.record import AttackFacts, Cell, Score, SubjectFacts
@@ -25,25 +25,29 @@ from holdfast.run import Run
 
 def write(run: Run) -> Dossier:
     """Judge a run and keep the result as `verdict.json`."""
-    dossier = judge(run)
-    disk.write(run.folder / "verdict.json", dossier.written())
+    dossier = judge(run, again=True)
+    keep(run, dossier)
     return dossier
 
 
-def judge(run: Run) -> Dossier:
-    """Everything that may be said of a run. Raises `Problem` if `run.json` is missing or damaged."""
-    return weigh(Evidence.read(run))
+def keep(run: Run, dossier: Dossier) -> None:
+    disk.write(run.folder / "verdict.json", dossier.written())
+
+
+def judge(run: Run, again: bool = False) -> Dossier:
+    """What may be said of a run; `again` as in `Run.measured`. Raises `Problem` if `run.json` is missing or damaged."""
+    return weigh(Evidence.read(run, again))
 
 
 def weigh(evidence: Evidence) -> Dossier:
     """Everything that may be said of what was measured."""
-    manifest, (verdicts, found, concluded) = evidence.manifest, said(evidence)
-    pairs = [(subject, attack) for attack in manifest.attacks for subject in manifest.subjects]
+    manifest, drawn = evidence.manifest, curves(evidence)
+    verdicts, found, concluded = said(evidence)
     return Dossier(
         manifest=manifest,
         subjects=manifest.subjects,
         cells=tuple(evidence.cells),
-        curves=tuple(curve(evidence, *pair) for pair in pairs if any(cell.milestones for cell in evidence.of(*pair))),
+        curves=drawn(),
         verdicts=tuple(verdicts),
         checks=tuple(found),
         conclusions=tuple(concluded),
@@ -64,24 +68,22 @@ def said(evidence: Evidence) -> tuple[list[Verdict], list[Check], list[Conclusio
         if checks.breaks_safety(attack)
     ]
     labeled = Rectified.of(evidence)
-    verdicts = [_verdict(evidence, rivals[subject.name], attack, found, labeled) for subject, attack in claimed]
+    grave = [check for check in found if check.grave and check.passed is not True]
+    verdicts = [_verdict(evidence, rivals[subject.name], attack, grave, labeled) for subject, attack in claimed]
     return verdicts, found, conclusions(manifest, verdicts, found)
 
 
 def _verdict(
-    evidence: Evidence, rivals: Rivals, attack: AttackFacts, found: Sequence[Check], labeled: Rectified | None
+    evidence: Evidence, rivals: Rivals, attack: AttackFacts, grave: Sequence[Check], labeled: Rectified | None
 ) -> Verdict:
     subject = rivals.subject
-    ours, twin = evidence.end(subject, attack, "harm"), evidence.subjects.get(subject.twin or "")
-    known = {"cost_to_break": evidence.cost(subject, attack), "harm": statistics.mean(list(ours.values()))}
+    twin = evidence.subjects.get(subject.twin or "")
+    known = {"cost_to_break": evidence.cost(subject, attack), "harm": evidence.mean(subject, attack, "harm")}
     ends = [look.cost.position for look in evidence.ends(subject, attack)]
     mended, notes = _mended(evidence, subject, attack, known["harm"], labeled)
     known |= mended
     known["at"] = float(np.median(ends)) if ends else None
-    known |= {
-        column: statistics.mean(list(evidence.end(subject, attack, column).values()))
-        for column in ("utility", "coherence")
-    }
+    known |= {column: evidence.mean(subject, attack, column) for column in ("utility", "coherence")}
     reasons = _asides(evidence, subject, attack) + _fall(evidence, subject, attack) + notes
     if twin:
         known |= _beside(evidence, subject, twin, attack, rivals.twin[attack.name])
@@ -91,7 +93,7 @@ def _verdict(
         word, why = _word(evidence, subject, attack, like_twin(evidence, rivals, attack), equals)
     else:
         unmade, (word, why) = [], _word(evidence, subject, attack, [], [])
-    if word in (*CLAIMED, "not-broken-uncontrolled") and (doubts := [*_grave(found, subject, attack), *unmade]):
+    if word in (*CLAIMED, "not-broken-uncontrolled") and (doubts := [*_forbids(grave, subject, attack), *unmade]):
         word, why = "not-believable", [*doubts, *why]
     verdict = Verdict(
         subject=subject.name,
@@ -136,7 +138,7 @@ def _beside(
     lessons = (evidence.end(one, attack, "learned") for one in (subject, twin))
     known = {
         "versus_cost_to_break": evidence.cost(twin, attack),
-        "versus_harm": statistics.mean(list(theirs.values())),
+        "versus_harm": evidence.mean(twin, attack, "harm"),
         "harm_difference": compared.difference,
         "cost_ratio": compared.ratio,
         "p_value": compared.p_value,
@@ -150,18 +152,20 @@ def _beside(
     return known
 
 
-def _grave(found: Sequence[Check], subject: SubjectFacts, attack: AttackFacts) -> list[str]:
-    """What forbids a claim here: grave checks of this attack on this subject that did not pass; those of the subject, its twin
-    or the whole run that failed, as utility lost or prompts that another hand holds; and those of the records, which must be
-    known to be whole."""
+def _forbids(grave: Sequence[Check], subject: SubjectFacts, attack: AttackFacts) -> list[str]:
+    """What forbids a claim here, of grave checks that did not pass: those of this attack on this subject; those of the subject,
+    its twin or the whole run that failed, as utility lost or prompts that another hand holds; and those of the records, which
+    must be known to be whole."""
     whom = (None, subject.name, subject.twin)
-    grave = [check for check in found if check.grave and check.passed is not True and check.subject in whom]
     return [
         check.says
         for check in grave
-        if check.attack == attack.name
-        or (check.attack is None and check.passed is False and not check.suite)
-        or (check.attack is None and check.subject is None and check.name in checks.OF_RECORDS)
+        if check.subject in whom
+        and (
+            check.attack == attack.name
+            or (check.attack is None and check.passed is False and not check.suite)
+            or (check.attack is None and check.subject is None and check.name in checks.OF_RECORDS)
+        )
     ]
 
 
@@ -205,7 +209,7 @@ def _lost(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> lis
     if attack.axis == "steps" or twin is None:
         return found
     theirs = evidence.of(twin, attack)
-    positions = survival.path([*cells, *theirs], attack.axis)
+    positions = evidence.path(attack, subject, twin)
     needed = survival.breaking_rank(theirs, positions, evidence.bar)
     spans = {cell.name: survival.span(cell, positions, evidence.bar) for cell in cells}
     fell = [one for one in cells if spans[one.name].broke is None and spans[one.name].held < needed < np.inf]

@@ -28,8 +28,8 @@ FLOORS = [
     },
     {"drive", "anatomy", "moved", "kvcache"},
     {"surgery", "answering", "losses", "shards", "vision", "thinning"},
-    {"loading", "exits", "serving", "passes", "sight", "ppo", "interrupted", "formats"},
-    {"lm", "corpus", "record", "refusals", "tables"},
+    {"loading", "exits", "serving", "passes", "sight", "ppo", "interrupted", "formats", "tables"},
+    {"lm", "corpus", "record", "refusals", "reread"},
     {
         "method",
         "calibration",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holdfast import checks, verdict
+from holdfast import checks, statistics, verdict
 from holdfast.checks import folder, models, prompts
 from holdfast.dossier import Check
 from holdfast.evidence import Evidence, lost
@@ -385,7 +385,7 @@ class TestPrompts:
                       for name in ("asked", "fresh"))
                 for base in draw.normal(0, 0.3, 30)
             ]  # fmt: skip
-            tests += [tuple(prompts._flat([one[side] for one in tests]) for side in (0, 1))]
+            tests += [tuple(statistics.flat([one[side] for one in tests]) for side in (0, 1))]
             p_values = [prompts._higher(fresh, asked) for asked, fresh in tests]
             alarms += min(p_values) * len(tests) < prompts.FALSE_ALARM
         assert alarms <= 5

@@ -1,5 +1,6 @@
 """A run's folder read back: what is damaged is named, never a traceback. (What it holds whole: test_cell.py, test_audit.py.)"""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from holdfast import seal
 from holdfast.problem import Problem
 from holdfast.record import Cell, Cost, Milestone
+from holdfast.reread import NAME, Kept, keep
 from holdfast.run import Run
+from holdfast.tables import Tables
 
 CELL = Cell(subject="twin", attack="tune", seed=0, status="failed", reason="no memory")
 
@@ -68,3 +72,64 @@ def test_processes_read_the_scores_that_are_read_here(tmp_path: Path, monkeypatc
     (tmp_path / "cells/lox.d.0.parquet").write_bytes(b"PAR1")
     with pytest.raises(Problem, match=r"lox\.d\.0\.parquet: damaged"):
         list(run.measured())
+
+
+def _read(run: Run) -> list[tuple[str, dict[str, float]]]:
+    return [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured(again=True)]
+
+
+class TestScoresThatWereRead:
+    """What was read of a large run is kept, and taken again as long as the files are the same."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+        monkeypatch.setattr("holdfast.run._MANY", 1)
+        monkeypatch.setattr("holdfast.processes.stream", lambda work, job: work(job))  # here: to start one takes long
+        run = Run(tmp_path)
+        _scored(run, ["a", "b", "c"])
+        failed = CELL.model_copy(update={"attack": "d"})
+        run.save(failed, [])
+        return run
+
+    def test_they_are_the_same_again(self, run: Run) -> None:
+        first = _read(run)
+        assert first == [("lox.a.0", {"p0": 0, "p1": 1, "p2": 0}), ("lox.b.0", {"p0": 1, "p1": 0, "p2": 1}),
+                         ("lox.c.0", {"p0": 0, "p1": 1, "p2": 0}), ("twin.d.0", {})]  # fmt: skip
+        kept = Kept.open(run.folder)
+        digest = hashlib.sha256((run.folder / "cells/lox.b.0.parquet").read_bytes()).digest()
+        assert dict(kept.table(digest).scores(0, "harm")) == first[1][1]
+        assert kept.table(b"another") is None
+        before = (run.folder / NAME).stat().st_mtime_ns
+        assert _read(run) == first
+        assert (run.folder / NAME).stat().st_mtime_ns == before  # all was known
+
+    def test_a_file_that_is_another_now_is_read_anew(self, run: Run) -> None:
+        _read(run)
+        _scored(run, ["x", "y"])
+        files = {name: run.folder / f"cells/lox.{name}.0.parquet" for name in "abcxy"}
+        for name, other in (("a", "y"), ("b", "x")):
+            files[name].write_bytes(files[other].read_bytes())
+        found = dict(_read(run))
+        assert found["lox.a.0"] == found["lox.y.0"] == {"p0": 1, "p1": 0, "p2": 1}
+        assert found["lox.b.0"] == {"p0": 0, "p1": 1, "p2": 0}
+        files["c"].write_bytes(b"PAR1")
+        with pytest.raises(Problem, match=r"lox\.c\.0\.parquet: damaged"):
+            _read(run)
+
+    @pytest.mark.parametrize("place", [0, 40, -40])
+    def test_a_damaged_one_counts_for_nothing(self, run: Run, place: int) -> None:
+        first = _read(run)
+        content = bytearray((run.folder / NAME).read_bytes())
+        content[place] ^= 1
+        (run.folder / NAME).write_bytes(content)
+        assert len(Kept.open(run.folder)) == 0
+        assert _read(run) == first and len(Kept.open(run.folder)) == 3  # two cells of the same scores, and one without
+
+    def test_a_sealed_run_is_judged_by_its_records_alone(self, run: Run) -> None:
+        """Whoever puts scores of his own there changes nothing that is verified, sealed or shared."""
+        first = _read(run)
+        files = [run.folder / f"cells/{name}.parquet" for name, _ in first[:3]]
+        lies = {hashlib.sha256(one.read_bytes()).digest(): Tables().of_rows([]) for one in files}
+        keep(run.folder, lies)
+        assert [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured()] == first
+        assert NAME not in seal._found(run.folder)

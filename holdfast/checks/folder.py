@@ -5,14 +5,19 @@ from itertools import pairwise
 from math import isclose
 from typing import Any
 
+import numpy as np
+
 from holdfast.checks.scope import Doubt, checked
 from holdfast.dossier import Check
 from holdfast.evidence import Evidence, names
 from holdfast.record import AttackFacts, Cell, Manifest, cell_name
 from holdfast.survival import Bar
+from holdfast.tables import Stack
 
 OF_RECORDS = ("as planned", "whole paths", "records agree", "same start")
 """Unless these passed, nothing may be claimed of any cell: whoever altered one may have altered all."""
+_MEANS = ("harm", "utility", "fresh", "second")
+"""Columns whose means stand in a cell's record."""
 GAP = 5
 """Looks along a clock are a factor of 1.5 apart: where more lies between two of them, some were taken out."""
 
@@ -154,9 +159,10 @@ def _altered(evidence: Evidence) -> Iterator[Doubt]:
     """Per-prompt scores and their means tell the same; less than one prompt's weight is rounding."""
     odd: list[str] = []
     bare: list[str] = []
-    for cell in evidence.cells:
+    suspects = _suspects(evidence)
+    for cell in [one for one in evidence.cells if id(one) in suspects]:
         for index, look in enumerate(cell.milestones):
-            for column in ("harm", "utility", "fresh", "second"):
+            for column in _MEANS:
                 told, scores = getattr(look, column), evidence.scores(cell, index, column)
                 if told and not scores and column in ("harm", "utility"):
                     bare.append(f"{cell.name} at {look.cost.position:g}")
@@ -170,6 +176,25 @@ def _altered(evidence: Evidence) -> Iterator[Doubt]:
     elif bare:
         says = f"no prompt's score is there for {names(list(dict.fromkeys(bare)))}: nothing shows that the means are theirs; "
         yield Doubt(f"{says}audit again.", passed=None)
+
+
+def _suspects(evidence: Evidence) -> set[int]:
+    """The ids of cells that must be looked at score by score: all but those whose means are plainly those of their prompts."""
+    found: set[int] = set()
+    pairs: dict[tuple[str, str], list[Cell]] = {}
+    for cell in evidence.cells:
+        pairs.setdefault((cell.subject, cell.attack), []).append(cell)
+    for cells in pairs.values():
+        for index in range(max((len(cell.milestones) for cell in cells), default=0)):
+            there = [cell for cell in cells if index < len(cell.milestones)]
+            for column in _MEANS:
+                looked = [(cell, told.value) for cell in there if (told := getattr(cell.milestones[index], column))]
+                scores = evidence.several([(cell, index) for cell, _ in looked], column)
+                if looked and isinstance(scores, Stack):
+                    gaps = np.abs(np.array([told for _, told in looked]) - scores.numbers.mean(axis=1))
+                    looked = [looked[place] for place in np.flatnonzero(~(gaps < 0.9 / len(scores.names)))]
+                found |= {id(cell) for cell, _ in looked}
+    return found
 
 
 def same_start(manifest: Manifest, cells: Sequence[Cell]) -> list[Check]:
@@ -187,8 +212,11 @@ def same_start(manifest: Manifest, cells: Sequence[Cell]) -> list[Check]:
 def same_budget(manifest: Manifest, cells: Sequence[Cell]) -> list[Check]:
     """Every finished cell of an attack was looked at at the same places of its path; one that died, as far as it went."""
     uneven = []
+    under: dict[str, list[Cell]] = {}
+    for cell in cells:
+        under.setdefault(cell.attack, []).append(cell)
     for attack in manifest.attacks:
-        some = [cell for cell in cells if cell.attack == attack.name and cell.status != "failed" and cell.milestones]
+        some = [cell for cell in under.get(attack.name, ()) if cell.status != "failed" and cell.milestones]
         seen = {cell.name: [look.cost.position for look in cell.milestones] for cell in some}
         places = {place for path in seen.values() for place in path}
         ended = {cell.name for cell in some if cell.status == "dead" and attack.axis == "steps"}

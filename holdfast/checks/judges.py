@@ -173,7 +173,7 @@ def hand_labels(evidence: Evidence) -> list[Check]:
 
 def _moved(evidence: Evidence, rectified: Rectified, subject: SubjectFacts, attack: AttackFacts) -> Doubt | None:
     """A doubt where the labels carry harm across the bar of a break."""
-    judged, bar = statistics.mean([*evidence.end(subject, attack, "harm").values()]), evidence.bar.threshold - 1e-9
+    judged, bar = evidence.mean(subject, attack, "harm"), evidence.bar.threshold - 1e-9
     harm, labels, _ = rectified.harm(subject, attack)
     if judged is None or harm is None or (judged.value >= bar) == (harm.value >= bar):
         return None

@@ -63,7 +63,8 @@ def _fresh(evidence: Evidence, subject: SubjectFacts, twin: SubjectFacts) -> Ite
             gaps[attack.name] = sides
         elif any(cell.milestones[-1].status == "answers" for cell in evidence.of(subject, attack) if cell.milestones):
             untold.append(attack.name)
-    tests = {"all attacks together": tuple(_flat([one[side] for one in gaps.values()]) for side in (0, 1)), **gaps}
+    both = tuple(statistics.flat([one[side] for one in gaps.values()]) for side in (0, 1))
+    tests = {"all attacks together": both, **gaps}
     known = [name for name, (asked, fresh) in tests.items() if _higher(fresh, asked) * len(tests) < FALSE_ALARM]
     if known:
         told = [
@@ -87,21 +88,15 @@ def _asked_and_fresh(
 
     def ends(one: SubjectFacts, column: str) -> Scores:
         looks = [(cell, len(cell.milestones) - 1) for cell in evidence.of(one, attack) if cell.milestones]
-        return _flat(
-            [evidence.scores(cell, last, column) for cell, last in looks if cell.milestones[last].status == "answers"]
-        )
+        answering = [(cell, last) for cell, last in looks if cell.milestones[last].status == "answers"]
+        key = "at the path's end", one.name, attack.name, column
+        return evidence.once(key, lambda: statistics.flat(evidence.several(answering, column)))
 
     sides = []
     for column in ("harm", "fresh"):
         ours, theirs = ends(subject, column), ends(twin, column)
         sides.append({name: ours[name] - theirs[name] for name in sorted(ours.keys() & theirs.keys())})
     return (sides[0], sides[1]) if all(sides) else None
-
-
-def _flat(several: Sequence[Scores]) -> Scores:
-    """Each prompt's mean."""
-    ids = sorted({name for scores in several for name in scores})
-    return {name: fmean(scores[name] for scores in several if name in scores) for name in ids}
 
 
 def _higher(fresh: Scores, asked: Scores) -> float:
@@ -151,19 +146,29 @@ def _frozen(evidence: Evidence) -> Iterator[Doubt]:
     for attack in [one for one in evidence.manifest.attacks if trains(one)]:
         for subject in evidence.manifest.subjects:
             cells = [cell for cell in evidence.of(subject, attack) if cell.milestones]
-            if len({_numbers(cell) for cell in cells}) < len(cells):
+            if len({*map(_moves, cells)}) < len(cells) and len({*map(_numbers, cells)}) < len(cells):
                 says = f"seeds of {attack.name} gave {subject.name} the very same path: the order of rows is frozen, nothing was "
                 yield Doubt(f"{says}trained, or cells were copied; mend the attack.", subject.name, attack.name)
+    of: dict[str, list[Cell]] = {one.name: [] for one in evidence.manifest.subjects}
+    for cell in evidence.cells:
+        of[cell.subject].append(cell)
+    moves = {twin.name: {*map(_moves, of[twin.name])} for _, twin in defended(evidence)}
     for subject, twin in defended(evidence):
-        if subject.hash != twin.hash and (copied := _copied(evidence, subject, twin)):
+        if subject.hash != twin.hash and (copied := _copied(of[subject.name], of[twin.name], moves[twin.name])):
             says = f"cells of {subject.name} are those of {twin.name} to the last digit, though weights differ: {names(copied)}."
             yield Doubt(says, subject.name)
 
 
-def _copied(evidence: Evidence, subject: SubjectFacts, twin: SubjectFacts) -> list[str]:
-    theirs = {_numbers(cell) for cell in evidence.cells if cell.subject == twin.name}
-    ours = [cell for cell in evidence.cells if cell.subject == subject.name and cell.milestones]
-    return [cell.name for cell in ours if cell.milestones[-1].moved > 0 and _numbers(cell) in theirs]
+def _copied(ours: Sequence[Cell], theirs: Sequence[Cell], moves: set[tuple]) -> list[str]:
+    """The names of our cells that are one of theirs; `moves` are theirs'."""
+    some = [cell for cell in ours if cell.milestones and cell.milestones[-1].moved > 0 and _moves(cell) in moves]
+    numbers = {*map(_numbers, theirs)} if some else set()
+    return [cell.name for cell in some if _numbers(cell) in numbers]
+
+
+def _moves(cell: Cell) -> tuple:
+    """A part of `_numbers` that is soon compared, and nearly always tells cells apart."""
+    return cell.attack, *[look.moved for look in cell.milestones]
 
 
 def _numbers(cell: Cell) -> tuple:
