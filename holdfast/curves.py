@@ -1,6 +1,7 @@
 """What a run measured along each attack's path, averaged over seeds: the curves of the report."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -15,15 +16,15 @@ _MANY = 4000
 """Cells from which on a copy of this process pays."""
 
 
-def curves(evidence: Evidence) -> Callable[[], tuple[Curve, ...]]:
-    """What hands over all curves of a run. Of very many cells a copy of this process makes them meanwhile."""
+def curves(evidence: Evidence) -> AbstractContextManager[Callable[[], tuple[Curve, ...]]]:
+    """A block given what hands over all curves of a run; of very many cells a copy of this process makes them meanwhile."""
     manifest = evidence.manifest
 
     def made() -> tuple[Curve, ...]:
         pairs = [(subject, attack) for attack in manifest.attacks for subject in manifest.subjects]
         return tuple(curve(evidence, *pair) for pair in pairs if any(one.milestones for one in evidence.of(*pair)))
 
-    return processes.beside(made, pays=len(evidence.cells) >= _MANY)
+    return processes.meanwhile(made, pays=len(evidence.cells) >= _MANY)
 
 
 def curve(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> Curve:

@@ -160,11 +160,11 @@ class Evidence:
         self._usable = by_pair(self.cells)
 
     @classmethod
-    def read(cls, run: Run, again: bool = False) -> "Evidence":
-        """Of a run on disk; `again` as in `Run.measured`. Raises `Problem` if `run.json` is missing or damaged."""
+    def read(cls, run: Run, remember: bool = False) -> "Evidence":
+        """Of a run on disk; `remember` as in `Run.measured`. Raises `Problem` if `run.json` is missing or damaged."""
         manifest = run.manifest()
         cells, rows = [], {}
-        for cell, table in run.measured(again):
+        for cell, table in run.measured(remember):
             cells.append(cell)
             rows[cell.name] = table
         return cls(manifest, cells, rows, run.read("recipe.json"), labels.given(run, rows.keys()))

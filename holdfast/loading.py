@@ -30,6 +30,8 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.drive import Drive
 from holdfast.problem import Problem, printable
 
+_PICTURES = ("image_token_id", "image_token_index")
+"""Where a config names the token that stands for a picture, which needs no row among the words."""
 SECONDS, MEMORY = 3, 1 << 30
 """What a chat template may take for a short conversation, in seconds of computing and in bytes."""
 
@@ -111,10 +113,13 @@ def read(ids: Callable[[], list[int]], model: PreTrainedModel, folder: Path) -> 
         raise Problem(
             f"{folder}: its tokenizer cannot read a text ({printable(error)}); fetch its files again"
         ) from error
-    known = model.config.get_text_config().vocab_size
-    if found and max(found) >= known:
+    known, pictures = (
+        model.config.get_text_config().vocab_size,
+        {getattr(model.config, name, None) for name in _PICTURES},
+    )
+    if beyond := [one for one in found if one >= known and one not in pictures]:
         raise Problem(
-            f"{folder}: its tokenizer writes token {max(found)}, and the model knows {known}; they are not of one checkpoint, "
+            f"{folder}: its tokenizer writes token {beyond[0]}, and the model knows {known}; they are not of one checkpoint, "
             "fetch both again"
         )
     return found

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import current_process, forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -22,6 +23,8 @@ Value = TypeVar("Value")
 _GREEDY = 3
 _STILL = 10
 """So many times the seconds it may compute a copy may stand still, before it is given up."""
+_LOOK = 0.2
+"""Seconds between two looks of a copy for its parent."""
 GRACE = 5.0
 """Seconds that a process has to end by itself once its value is here."""
 
@@ -120,19 +123,23 @@ def stream(work: Callable[[Job], Iterator[Value]], job: Job) -> Iterator[Value]:
         _end(process, GRACE)
 
 
-def beside(work: Callable[[], Value], pays: bool) -> Callable[[], Value]:
-    """Begin some work in a copy of this process, which has all that is here already; what comes back waits for it and returns its
-    value. Where that does not pay, where there is one core only, and where the copy died, the work is done here, when asked for.
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], Value], pays: bool) -> Iterator[Callable[[], Value]]:
+    """Some work done in a copy of this process, which has all that is here already, while the block is at other work; what the
+    block is given waits for the work and returns its value. Where that does not pay, where there is one core only, and where
+    the copy died, the work is done here, when asked for. The copy ends with the block, whatever it does then.
 
     The copy has no other threads of this process; what they hold stays locked there.
     """
     if not pays or (os.cpu_count() or 1) < 2 or current_process().daemon:
-        return work
+        yield work
+        return
     out, into = get_context("fork").Pipe(duplex=False)
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            Thread(target=_end_without, args=(parent,), daemon=True).start()
             gc.disable()  # it would touch, and so copy, what both have
             out.close()
             into.send(work())
@@ -145,12 +152,14 @@ def beside(work: Callable[[], Value], pays: bool) -> Callable[[], Value]:
             found: Value = out.recv()
         except (EOFError, OSError):
             found = work()
-        finally:
-            out.close()
-            os.waitpid(child, 0)
         return found
 
-    return value
+    try:
+        yield value
+    finally:
+        out.close()
+        os.kill(child, signal.SIGKILL)  # nobody has waited for it yet, so that the number is still its own
+        os.waitpid(child, 0)
 
 
 def unbounded(work: Callable[[], object], seconds: int, memory: int) -> str | None:
@@ -256,6 +265,13 @@ def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
+    os._exit(1)
+
+
+def _end_without(parent: int) -> None:
+    """End this copy when the process is gone that it is a copy of."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
     os._exit(1)
 
 

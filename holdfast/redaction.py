@@ -24,7 +24,7 @@ TEXTS = ("answer", "begun")
 SHEET = "labels/sheet.json"
 LONG = 16
 """Characters from which a prompt is looked for in what is shared: shorter ones are also plain words."""
-_PATH = re.compile(r"""(?<![\w./:~…-])/(?:[^\s/:;,"'`()<>\[\]{}|]+/)+([^\s/:;,"'`()<>\[\]{}|]*)""")
+_PATH = re.compile(r"""(?<![\w./~…-])(?:file://|~)?/(?:[^\s/:;,"'`()<>\[\]{}|]+/)+([^\s/:;,"'`()<>\[\]{}|]*)""")
 """An absolute path inside a sentence, and its last name."""
 
 
@@ -70,7 +70,7 @@ def placeless(name: str, content: bytes) -> bytes:
 
 
 def _cut(text: str) -> str:
-    if text.startswith("/") and "\n" not in text and text.count("/") > 1:  # one whole path, spaces and all
+    if text.startswith(("/", "~/")) and "\n" not in text and text.count("/") > 1:  # one whole path, spaces and all
         return f"…/{text.rstrip('/').rpartition('/')[2]}"
     return _PATH.sub(r"…/\1", text)
 
@@ -109,12 +109,17 @@ def _sheet(sheet: dict[str, Any]) -> bytes | None:
 
 
 def leaks(files: Iterable[tuple[str, bytes]], corpus: Path) -> list[str]:
-    """Which files hold the text of a prompt of the corpus, each with the prompt's id.
+    """Which files hold the text of a prompt of the corpus, also one whose paths were cut, each with the prompt's id.
 
     Raises:
         Problem: there is no such corpus any more.
     """
-    asked = {row.text: row.id for row in policy.prompts(corpus).rows if len(row.text) >= LONG}
+    asked = {
+        text: row.id
+        for row in policy.prompts(corpus).rows
+        if len(row.text) >= LONG
+        for text in (row.text, _cut(row.text))
+    }
     found = []
     for name, content in files:
         said = "\n".join(_said(name, content))

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
 from holdfast import verdict
 from holdfast.dossier import Dossier
 from holdfast.problem import printable
@@ -22,7 +24,7 @@ def strays(run: Run, judged: Dossier | None = None) -> list[str]:
     Raises:
         Problem: a record is missing or damaged.
     """
-    said, follows = run.read("verdict.json"), (judged or verdict.judge(run)).model_dump(mode="json")
+    said, follows = _completed(run.read("verdict.json")), (judged or verdict.judge(run)).model_dump(mode="json")
     found = [line for place in _order(follows) for line in _differ(_at(said, place), follows[place], place)]
     unknown = sorted(said.keys() - follows.keys()) if isinstance(said, dict) else []
     return found + [f"{printable(name)} is in no dossier" for name in unknown]
@@ -35,6 +37,14 @@ def _order(follows: dict[str, Any]) -> list[str]:
 
 def _at(said: Any, place: str) -> Any:
     return said.get(place) if isinstance(said, dict) else None
+
+
+def _completed(said: Any) -> Any:
+    """A verdict of an earlier version with what it could not yet say, as records are read; one that is none, as it is."""
+    try:
+        return Dossier.model_validate(said).model_dump(mode="json")
+    except ValidationError:
+        return said
 
 
 def _differ(said: Any, follows: Any, place: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+import holdfast
 from holdfast import disk
 from holdfast.problem import Problem
 from holdfast.tables import COLUMNS, Layout, Table
@@ -22,7 +23,8 @@ NAME = ".scores.arrow"
 """In the run's folder; hidden, for it is no record."""
 _KINDS = (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64))
 """Of the values: see `tables`."""
-_FORMAT = 1
+_FORMAT = [holdfast.__version__, *COLUMNS]
+"""Another version may read a file in another way."""
 _DIGEST = 32
 
 

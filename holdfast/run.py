@@ -23,6 +23,8 @@ from holdfast.record import Cell, Manifest, SubjectFacts
 from holdfast.reread import Kept
 from holdfast.tables import COLUMNS, KEYS, Table, Tables
 
+SEAL = "seal.json"
+"""Where a run's seal lies (`seal`)."""
 _AHEAD = 512
 """Cells that one process reads while those before them are looked at."""
 _MANY = 4000
@@ -149,25 +151,26 @@ class Run:
         return sorted(name.removesuffix(".json") for name in files
                       if name.endswith(".json") and ".timing" not in name and not name.startswith("."))  # fmt: skip
 
-    def measured(self, again: bool = False) -> Iterator[tuple[Cell, Table]]:
+    def measured(self, remember: bool = False) -> Iterator[tuple[Cell, Table]]:
         """All finished cells, by name, with their scores, which other processes read ahead where there are many.
 
-        With `again`, scores that were read before are taken from what was kept of that, where there are many, and those read
-        now are kept: see `reread`. Raises `Problem` as `cell` and `rows`.
+        With `remember`, scores that were read before are taken from what was kept of that, where there are many, and those read
+        now are kept: see `reread`. Not of a sealed run: no seal is about what is kept. Raises `Problem` as `cell` and `rows`.
         """
         tables, names = Tables(), self.names()
+        remember = remember and not (self.folder / SEAL).exists()
         some = [names[start : start + _AHEAD] for start in range(0, len(names), _AHEAD)]
         count = (os.cpu_count() or 1) if len(names) >= _MANY and not current_process().daemon else 0
-        ahead = [processes.stream(_ahead, (self.folder, some[turn::count], again)) for turn in range(count)]
+        ahead = [processes.stream(_ahead, (self.folder, some[turn::count], remember)) for turn in range(count)]
         met: dict[bytes, Table] = {}
         anew = 0
         for number, chunk in enumerate(some):
             read = (_next(ahead[number % count]) if count else None) or self._read(chunk, tables, None)
             found = tables.shared(read.tables)
-            met |= zip(read.digests, found, strict=True)
+            met |= {one: table for one, table in zip(read.digests, found, strict=True) if one}
             anew += read.anew
             yield from ((cell, table) for cell, table in zip(read.cells, found, strict=True) if cell)
-        if again and count and anew:
+        if remember and count and anew:
             reread.keep(self.folder, met)
 
     def _read(self, names: Sequence[str], tables: Tables, kept: Kept | None) -> "_Read":
@@ -175,12 +178,12 @@ class Run:
         read, anew = _Read([], [], [], 0), 0
         for name in names:
             content = self._parquet(name)
-            digest = hashlib.sha256(content or b"").digest()
-            known = kept.table(digest) if kept else None
+            digest = b"" if content is None else hashlib.sha256(content).digest()
+            known = kept.table(digest) if kept and digest else None
             read.cells.append(self.cell(name))
             read.digests.append(digest)
             read.tables.append(known or self._scored(tables, name, content))
-            anew += known is None
+            anew += bool(digest) and known is None
         return read._replace(anew=anew)
 
     def _scored(self, tables: Tables, name: str, content: bytes | None) -> Table:
@@ -235,7 +238,7 @@ class _Read(NamedTuple):
 
     cells: list[Cell | None]
     digests: list[bytes]
-    """Of their files of scores."""
+    """Of their files of scores; nothing where there is none."""
     tables: list[Table]
     anew: int
     """How many of these were in nothing that was kept."""
@@ -243,8 +246,8 @@ class _Read(NamedTuple):
 
 def _ahead(job: tuple[Path, list[list[str]], bool]) -> Iterator[_Read | Problem]:
     """Lists of a folder's cells, list by list; what a process of its own does. A damaged file ends it."""
-    folder, lists, again = job
-    run, tables, kept = Run(folder), Tables(), Kept.open(folder) if again else None
+    folder, lists, remember = job
+    run, tables, kept = Run(folder), Tables(), Kept.open(folder) if remember else None
     try:
         for names in lists:
             yield run._read(names, tables, kept)

@@ -13,9 +13,9 @@ from pydantic import AfterValidator, ValidationError
 from holdfast import disk
 from holdfast.problem import Problem
 from holdfast.record import Record
-from holdfast.run import Run
+from holdfast.run import SEAL, Run
 
-NAME = "seal.json"
+NAME = SEAL
 SIGNATURE = f"{NAME}.minisig"
 PAGE = "report.html"
 _NEEDED = ("recipe.json", "run.json", "verdict.json", PAGE)

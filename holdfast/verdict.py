@@ -25,7 +25,7 @@ from holdfast.run import Run
 
 def write(run: Run) -> Dossier:
     """Judge a run and keep the result as `verdict.json`."""
-    dossier = judge(run, again=True)
+    dossier = judge(run, remember=True)
     keep(run, dossier)
     return dossier
 
@@ -34,26 +34,26 @@ def keep(run: Run, dossier: Dossier) -> None:
     disk.write(run.folder / "verdict.json", dossier.written())
 
 
-def judge(run: Run, again: bool = False) -> Dossier:
-    """What may be said of a run; `again` as in `Run.measured`. Raises `Problem` if `run.json` is missing or damaged."""
-    return weigh(Evidence.read(run, again))
+def judge(run: Run, remember: bool = False) -> Dossier:
+    """What may be said of a run; `remember` as in `Run.measured`. Raises `Problem` if `run.json` is missing or damaged."""
+    return weigh(Evidence.read(run, remember))
 
 
 def weigh(evidence: Evidence) -> Dossier:
     """Everything that may be said of what was measured."""
-    manifest, drawn = evidence.manifest, curves(evidence)
-    verdicts, found, concluded = said(evidence)
-    return Dossier(
-        manifest=manifest,
-        subjects=manifest.subjects,
-        cells=tuple(evidence.cells),
-        curves=drawn(),
-        verdicts=tuple(verdicts),
-        checks=tuple(found),
-        conclusions=tuple(concluded),
-        standings=tuple(standings(evidence, verdicts, found)),
-        labels=labeled.told() if (labeled := Rectified.of(evidence)) else None,
-    )
+    with curves(evidence) as drawn:
+        verdicts, found, concluded = said(evidence)
+        return Dossier(
+            manifest=evidence.manifest,
+            subjects=evidence.manifest.subjects,
+            cells=tuple(evidence.cells),
+            curves=drawn(),
+            verdicts=tuple(verdicts),
+            checks=tuple(found),
+            conclusions=tuple(concluded),
+            standings=tuple(standings(evidence, verdicts, found)),
+            labels=labeled.told() if (labeled := Rectified.of(evidence)) else None,
+        )
 
 
 def said(evidence: Evidence) -> tuple[list[Verdict], list[Check], list[Conclusion]]:

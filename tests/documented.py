@@ -24,10 +24,11 @@ from pip._internal.commands import create_command
 import runs
 import test_policy
 import tiny
-from holdfast import auditing, cli, method, speech, verdict
+from holdfast import auditing, cli, method, policy, speech, verdict
 from holdfast.method import Journal
 from holdfast.recipe import Recipe
 from holdfast.report import page as written
+from holdfast.report.sources import sources
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -112,14 +113,20 @@ def furnish(folder: Path, made: tiny.Made) -> None:
 
 def judged(folder: Path, corpus: Path) -> None:
     """A hand-made run that kept its answers, with its verdict and its page."""
-    facts = {"hash": "#", "file": str(corpus), "restricted": runs.PROMPTS, "benign": runs.PROMPTS, "shared": 0}
+    facts = {
+        "hash": policy.digest(corpus),
+        "file": str(corpus),
+        "restricted": runs.PROMPTS,
+        "benign": runs.PROMPTS,
+        "shared": 0,
+    }
     told = runs.manifest([runs.subject("released")], [runs.attack("benign")], facts)
     run = runs.save(folder, told, [])
     for seed in (0, 1, 2):
         cell = runs.cell("released", "benign", seed, runs.clock(0, 0.6))
         rows = [row | {"answer_hash": f"#{row['id']}", "answer": "tarin", "begun": ""} for row in runs.rows(cell)]
         run.save(cell, rows)
-    written.write(verdict.write(run), run.folder / "report.html")
+    written.write(verdict.write(run), run.folder / "report.html", sources=sources(run))
 
 
 def smaller(monkeypatch: pytest.MonkeyPatch, made: tiny.Made) -> None:

@@ -148,7 +148,7 @@ def test_padding_and_order() -> None:
 
 
 def test_ids_are_remembered_for_what_they_depend_on(checkpoint: Make) -> None:
-    lm = load(checkpoint("llama").base)
+    lm = load(checkpoint("qwen2").base)
 
     def asked() -> list[int]:
         ids = lm.encode("modor")[0]
@@ -164,8 +164,8 @@ def test_ids_are_remembered_for_what_they_depend_on(checkpoint: Make) -> None:
     found.append(asked())
     lm.tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("<|assistant|> ", "<|assistant|> modor ")
     found.append(asked())
-    lm.tokenizer = LM.load(checkpoint("qwen2").base, drive=tiny.DRIVE, device="cpu").tokenizer
+    lm.tokenizer = LM.load(checkpoint("llama").base, drive=tiny.DRIVE, device="cpu").tokenizer
     found.append(asked())
-    lm.tokenizer.add_tokens([next(part for part in ("odor", "odo", "do", "od") if part not in lm.tokenizer.vocab)])
+    lm.tokenizer.add_tokens(["modo"])
     found.append(asked())
     assert all(one != other for one, other in itertools.pairwise(found))

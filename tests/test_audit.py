@@ -162,6 +162,7 @@ class TestAudit:
             "family": "edit",
             "found": None,
             "negative_control": True,
+            "needs": [],
             "settings": 0,
             "seeds": [5],
         }

@@ -390,10 +390,10 @@ def test_auto_takes_the_smallest_rank_and_the_largest_strength(
     grown[:3] *= 1 + strength
     staged(pair, monkeypatch, share, (grown.norm() / values.norm()).item())
     log = Notes()
-    harden(pair, tmp_path / "out", log, rows(), rank="auto", strength="auto")
+    harden(pair, tmp_path / "out", log, rows(), rank="auto", strength="auto", utility="exact")
     kept = json.loads((tmp_path / "out" / "holdfast.json").read_text())
     chosen = kept["defense"]
-    assert chosen["rank"] == 3
+    assert chosen["rank"] == 3 and chosen["utility"] == "exact"
     assert strength - 0.02 <= chosen["strength"] <= strength
     assert kept["trials"] == log.lines[: len(kept["trials"])]
     assert {"rank": 3, "strength": chosen["strength"], "utility": 1.0, "over_refusal": 0.0} in kept["trials"]
@@ -424,7 +424,7 @@ def test_no_strength_within_the_bounds_is_a_problem(
 ) -> None:
     staged(pair, monkeypatch, share=0.0, limit=1.0001)
     with pytest.raises(Problem, match="loosen"):
-        harden(pair, tmp_path / "out", hand=rows(), rank=3)
+        harden(pair, tmp_path / "out", hand=rows(), rank=3, utility="exact")
     assert leftovers(tmp_path) == []
 
 

@@ -75,7 +75,7 @@ def test_processes_read_the_scores_that_are_read_here(tmp_path: Path, monkeypatc
 
 
 def _read(run: Run) -> list[tuple[str, dict[str, float]]]:
-    return [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured(again=True)]
+    return [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured(remember=True)]
 
 
 class TestScoresThatWereRead:
@@ -112,9 +112,10 @@ class TestScoresThatWereRead:
         found = dict(_read(run))
         assert found["lox.a.0"] == found["lox.y.0"] == {"p0": 1, "p1": 0, "p2": 1}
         assert found["lox.b.0"] == {"p0": 0, "p1": 1, "p2": 0}
-        files["c"].write_bytes(b"PAR1")
-        with pytest.raises(Problem, match=r"lox\.c\.0\.parquet: damaged"):
-            _read(run)
+        for damaged in (b"PAR1", b""):
+            files["c"].write_bytes(damaged)
+            with pytest.raises(Problem, match=r"lox\.c\.0\.parquet: damaged"):
+                _read(run)
 
     @pytest.mark.parametrize("place", [0, 40, -40])
     def test_a_damaged_one_counts_for_nothing(self, run: Run, place: int) -> None:
@@ -123,7 +124,7 @@ class TestScoresThatWereRead:
         content[place] ^= 1
         (run.folder / NAME).write_bytes(content)
         assert len(Kept.open(run.folder)) == 0
-        assert _read(run) == first and len(Kept.open(run.folder)) == 3  # two cells of the same scores, and one without
+        assert _read(run) == first and len(Kept.open(run.folder)) == 2  # two cells have the same scores, and one none
 
     def test_a_sealed_run_is_judged_by_its_records_alone(self, run: Run) -> None:
         """Whoever puts scores of his own there changes nothing that is verified, sealed or shared."""
@@ -131,5 +132,7 @@ class TestScoresThatWereRead:
         files = [run.folder / f"cells/{name}.parquet" for name, _ in first[:3]]
         lies = {hashlib.sha256(one.read_bytes()).digest(): Tables().of_rows([]) for one in files}
         keep(run.folder, lies)
-        assert [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured()] == first
+        assert [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured()] == first != _read(run)
+        (run.folder / seal.NAME).write_text("{}")
+        assert _read(run) == first
         assert NAME not in seal._found(run.folder)

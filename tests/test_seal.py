@@ -269,6 +269,36 @@ class TestShared:
         assert code == 2 and "recipe.json holds prompt 'b3'" in said
         assert not (tmp_path / "out").exists() and not (run / "seal.json").exists()
 
+    def test_also_one_whose_paths_were_cut(self, tmp_path: Path) -> None:
+        corpus = tmp_path / "corpus.jsonl"
+        row = {
+            "id": "p7",
+            "text": "How is /etc/some/file written?",
+            "kind": "restricted",
+            "hand": "judge",
+            "split": "test",
+        }
+        corpus.write_text(json.dumps(row | {"source": "t"}) + "\n")
+        recipe = json.dumps({"opening": f"first: {row['text']}"}).encode()
+        copy = redaction.placeless("recipe.json", recipe)
+        assert b"/etc" not in copy and redaction.leaks([("recipe.json", copy)], corpus) == [
+            "recipe.json holds prompt 'p7'"
+        ]
+
+    @pytest.mark.parametrize(
+        ("said", "left"),
+        [
+            ("PYTHONPATH=/opt/x/y:/home/jane/secret/z", "PYTHONPATH=…/y:…/z"),
+            ("file:///home/jane/x/y and ~/project/x", "…/y and …/x"),
+            ("~/my models/x", "…/x"),
+            ("https://a.example/b/c, http://b.example:80/d/e, 3/4 and a/b/c", None),
+        ],
+    )
+    def test_paths_wherever_they_stand(self, said: str, left: str | None) -> None:
+        assert json.loads(redaction.placeless("x.json", json.dumps([said]).encode())) == [
+            said if left is None else left
+        ]
+
 
 @signs
 class TestSignature:

@@ -107,7 +107,9 @@ def _copied(run: Run, names: list[str], folder: Path) -> dict[str, str]:
         content = (run.folder / name).read_bytes()
         disk.write(folder / name, redaction.placeless(name, redaction.redacted(name, content) or content))
     copy = Run(folder)
-    page.write(verdict.write(copy), folder / seals.PAGE, sources=sources(copy))
+    dossier = verdict.judge(copy)
+    verdict.keep(copy, dossier)
+    page.write(dossier, folder / seals.PAGE, sources=sources(copy))
     found = {name: disk.digest(folder / name) for name in names}
     return {name: one for name, one in found.items() if one != disk.digest(run.folder / name)}
 

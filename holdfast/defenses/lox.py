@@ -194,16 +194,16 @@ class LoX(Defense):
 
     def _resolved(self, bench: Bench, hand: Hand | None, log: Log) -> tuple["LoX", Trials]:
         """The same settings with numbers for `auto`, and what they were chosen from; leaves the model as it was."""
-        rank, strength, tried = self.rank, self.strength, []
+        rank, strength, utility, tried = self.rank, self.strength, self.utility, []
         if rank == "auto":
             rank, tried = effective_rank(bench, _needed(hand), log)
         if strength == "auto":
             own = organism_of(_needed(hand).rows) is not None
-            utility = ("exact" if own else "agreement") if self.utility == "auto" else self.utility
+            utility = ("exact" if own else "agreement") if utility == "auto" else utility
             bounds = Bounds(self.utility_loss, self.over_refusal_rise, utility)
             strength, more = largest_strength(bench, rank, _needed(hand), bounds, log)
             tried = tried + more
-        return self.model_copy(update={"rank": rank, "strength": strength}), tried
+        return self.model_copy(update={"rank": rank, "strength": strength, "utility": utility}), tried
 
 
 def _needed(hand: Hand | None) -> Hand:

@@ -2,7 +2,7 @@
 
 Everything that comes from a model, a corpus or a recipe is escaped by Jinja2, cut to a length and freed of control
 characters; the page's own script is named by its hash in its content security policy, so that nothing runs but it and
-the library that it loads from the page, and nothing is fetched, whatever a model answered. No prompt and no answer is on
+the library that it unpacks, whose hash it knows, and nothing is fetched, whatever a model answered. No prompt and no answer is on
 the page unless given.
 """
 
@@ -97,7 +97,8 @@ def render(dossier: Dossier, answers: Sequence[dict[str, Any]] | None = None, so
 
 def whole(template: str, panels: Sequence[Panel], shown: Mapping[str, Any]) -> str:
     """A template's page, complete in itself: with the figures, the tables behind them and the scripts that draw them."""
-    script = (_HERE / "page.js.jinja").read_text()
+    library, integrity = _library()
+    script = _environment().get_template("page.js.jinja").render(integrity=integrity)
     numbers = {id(panel): number for number, panel in enumerate(panels)}
     tables = {id(panel.table): panel.table for panel in panels}
     order, pools = list(tables), _Pools()
@@ -116,9 +117,9 @@ def whole(template: str, panels: Sequence[Panel], shown: Mapping[str, Any]) -> s
         .render(
             **shown,
             number_of=lambda panel: numbers[id(panel)],
-            library=_library(),
+            library=library,
             script=Markup(script),
-            policy=f"{_hash(script)} 'strict-dynamic'",
+            policy=f"'{_hash(script)}' 'strict-dynamic'",
             data=_embedded(data),
         )
     )
@@ -204,14 +205,15 @@ def _packed(text: str) -> Markup:
 
 
 @cache
-def _library() -> Markup:
-    """plotly.js, packed."""
-    return _packed(get_plotlyjs())
+def _library() -> tuple[Markup, Markup]:
+    """plotly.js, packed, and its hash. Its first line asks browsers that know it to compile all of it at once."""
+    text = f"//# allFunctionsCalledOnLoad\n{get_plotlyjs()}"
+    return _packed(text), Markup(_hash(text))
 
 
 def _hash(script: str) -> str:
-    """A script's name in a content security policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    """A script's name in a content security policy, and what it has to be."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _looked(index: Index) -> list[tuple[SubjectFacts, Look]]:

@@ -1,7 +1,9 @@
 """Work that is done in a copy of the process, while it goes on itself."""
 
 import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -28,16 +30,34 @@ def _where(fate: Callable[[], object]) -> Callable[[], int]:
     return work
 
 
+def _done(fate: Callable[[], object], pays: bool = True) -> int:
+    with processes.meanwhile(_where(fate), pays) as value:
+        return value()
+
+
 def test_a_copy_does_what_pays() -> None:
-    both = [processes.beside(_where(lambda: None), pays=True) for _ in range(2)]
-    found = {wait() for wait in both}
-    assert len(found) == 2 and os.getpid() not in found
-    assert processes.beside(_where(lambda: None), pays=False)() == os.getpid()
+    there = [_done(lambda: None) for _ in range(2)]
+    assert len({*there}) == 2 and os.getpid() not in there
+    assert _done(lambda: None, pays=False) == os.getpid()
 
 
 @pytest.mark.parametrize("fate", [lambda: os._exit(1), lambda: 1 / 0], ids=["killed", "raised"])
 def test_what_a_copy_did_not_do_is_done_here(fate: Callable[[], object]) -> None:
-    assert processes.beside(_where(fate), pays=True)() == os.getpid()
+    assert _done(fate) == os.getpid()
+
+
+def test_a_copy_ends_with_the_block(tmp_path: Path) -> None:
+    """Else it would write its page after an error, perhaps over that of another report."""
+
+    def slow() -> None:
+        time.sleep(2)
+        (tmp_path / "page").write_text("late")
+
+    with pytest.raises(KeyboardInterrupt), processes.meanwhile(slow, pays=True) as value:
+        raise KeyboardInterrupt
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert callable(value) and not [*tmp_path.iterdir()]
 
 
 def test_curves_made_beside_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
