@@ -19,7 +19,6 @@ from holdfast.recipe import AttackRecipe
 
 QUICK = (
     "docs/howto/attack.md",
-    "docs/howto/audit.md",
     "docs/howto/defense.md",
     "docs/howto/harden.md",
     "docs/howto/install.md",
