@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
+from holdfast.settings import Recorded
+
 
 class Record(BaseModel):
     """A frozen record that refuses unknown fields."""
@@ -237,7 +239,7 @@ class AttackFacts(Record):
     """It must not break anything (noise of equal norm, zero learning rate)."""
     needs: tuple[str, ...] = ()
     """What the adversary must have beside the released weights (`method.Need`)."""
-    settings: dict[str, Any]
+    settings: Recorded
     seeds: tuple[int, ...]
     found: Found | None = None
     """What the search that found these settings said of them, on other prompts and another seed."""

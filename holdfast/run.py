@@ -44,8 +44,10 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> "Run":
         """An existing run. Raises `Problem` if `folder` is not one."""
-        if not (folder / "recipe.json").is_file():
-            raise Problem(f"{folder}: not a run (no recipe.json in it); give the folder that `holdfast audit` wrote")
+        if not os.path.isfile(folder / "recipe.json"):  # which is patient with names that nothing can have
+            raise Problem(
+                f"{printable(folder)}: not a run (no recipe.json in it); give the folder that `holdfast audit` wrote"
+            )
         return cls(folder)
 
     def read(self, name: str) -> Any:

@@ -48,6 +48,22 @@ Counts = Annotated[tuple[int, ...], AfterValidator(_counting)]
 """Severities that count something."""
 
 
+_FASTEST = 1e6
+
+
+def _usable(settings: dict[str, Any]) -> dict[str, Any]:
+    rate, stages = settings.get("learning_rate"), settings.get("stages")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or abs(rate) > _FASTEST):
+        raise ValueError("learning_rate: not a number that anybody trains with")
+    if stages is not None and not (isinstance(stages, list | tuple) and all(isinstance(one, dict) for one in stages)):
+        raise ValueError("stages: not a list of settings")
+    return settings
+
+
+Recorded = Annotated[dict[str, Any], AfterValidator(_usable)]
+"""A method's settings in a record: each method's own, of which checks compute with the learning rate and the stages."""
+
+
 def checked(record: type[Written], settings: dict[str, Any], where: str) -> Written:
     """A record made from what somebody wrote. Raises `Problem` naming the field and what was perhaps meant."""
     try:

@@ -390,6 +390,10 @@ class Watch:
                 isinstance(given[2], int) and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             )
             place = os.path.abspath(os.fsdecode(given[0])) if isinstance(given[0], str | bytes | os.PathLike) else ""
+            if (
+                event in ("os.remove", "os.rmdir") and given[1] >= 0
+            ):  # named from an open folder, as whole trees are removed
+                place = os.path.join(os.readlink(f"/proc/self/fd/{given[1]}"), os.fsdecode(given[0]))
             fine = (self.allowed, "/dev/", "/proc/")
             if writes and place and not place.startswith(fine) and "__pycache__" not in place:
                 self.heard.append(f"{event} {place}")

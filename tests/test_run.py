@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import runs
 from holdfast import seal
 from holdfast.problem import Problem
 from holdfast.record import Cell, Cost, Milestone
@@ -50,6 +51,23 @@ def test_counts_that_nothing_can_count_are_damage(tmp_path: Path, steps: int) ->
     path.write_text(json.dumps(kept | {"milestones": [look | {"cost": {"steps": steps}}]}))
     with pytest.raises(Problem, match=rf"cells/{CELL.name}.json: not a cell's record; .*again"):
         run.cell(CELL.name)
+
+
+@pytest.mark.parametrize("settings", [{"learning_rate": {}}, {"learning_rate": 10**400}, {"stages": 3}])
+def test_settings_that_checks_cannot_compute_with_are_damage(tmp_path: Path, settings: dict[str, Any]) -> None:
+    told = runs.manifest([runs.subject("twin")], [runs.attack("tune")]).model_dump(mode="json")
+    run = Run(tmp_path)
+    run.write("run.json", told)
+    assert run.manifest().attacks[0].name == "tune"
+    told["attacks"][0]["settings"] |= settings
+    run.write("run.json", told)
+    with pytest.raises(Problem, match=r"run\.json, attacks\.0\.settings: not a run's manifest"):
+        run.manifest()
+
+
+def test_a_name_that_no_folder_can_have(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="not a run"):
+        Run.open(tmp_path / ("x" * 5000))
 
 
 def _scored(run: Run, names: list[str]) -> None:
