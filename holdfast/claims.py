@@ -6,6 +6,7 @@ is made in 5 of 100 audits at most. Both hold for tests that are independent or,
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +82,7 @@ def _ratio(
     sides = [
         evidence.once(
             ("lifetimes", one.name, attack.name, *positions),
-            lambda one=one: lifetimes(evidence.of(one, attack), positions, evidence.bar),
+            partial(lifetimes, evidence.of(one, attack), positions, evidence.bar),
         )
         for one in pair
     ]

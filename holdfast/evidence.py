@@ -4,6 +4,7 @@ Reads `run.json`, the cells and their rows, each file once. A failed cell says n
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from holdfast import labels, statistics, survival
@@ -205,7 +206,7 @@ class Evidence:
 
         def made() -> Seeds:
             ended = self.ended(subject, attack)
-            return Seeds(tuple(cell.seed for cell, _ in ended), self.several(ended, column))
+            return Seeds(tuple(cell.seed for cell, _ in ended), cast(Any, self.several(ended, column)))
 
         return self.once(("end", subject.name, attack.name, column), made)
 
@@ -216,7 +217,7 @@ class Evidence:
 
     def path(self, attack: AttackFacts, *subjects: SubjectFacts) -> list[float]:
         """All positions at which these subjects were looked at under the attack, as `survival.path`."""
-        own = [self.once(("path", one.name, attack.name), lambda one=one: survival.path(self.of(one, attack), attack.axis))
+        own = [self.once(("path", one.name, attack.name), partial(survival.path, self.of(one, attack), attack.axis))
                for one in subjects]  # fmt: skip
         if all(one == own[0] for one in own):
             return own[0]

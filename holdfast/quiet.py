@@ -23,7 +23,7 @@ def quiet() -> None:
     if "huggingface_hub" in sys.modules:
         from huggingface_hub import utils
 
-        utils.disable_progress_bars()
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
     else:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if "datasets" in sys.modules:
