@@ -10,10 +10,8 @@ from holdfast.dossier import Curve, Point
 from holdfast.evidence import Evidence, most, walks
 from holdfast.landscape import landscape
 from holdfast.record import AttackFacts, Cell, Milestone, SubjectFacts
+from holdfast.run import MANY
 from holdfast.tables import COLUMNS, stacked
-
-_MANY = 4000
-"""Cells from which on a copy of this process pays."""
 
 
 def curves(evidence: Evidence) -> AbstractContextManager[Callable[[], tuple[Curve, ...]]]:
@@ -24,7 +22,7 @@ def curves(evidence: Evidence) -> AbstractContextManager[Callable[[], tuple[Curv
         pairs = [(subject, attack) for attack in manifest.attacks for subject in manifest.subjects]
         return tuple(curve(evidence, *pair) for pair in pairs if any(one.milestones for one in evidence.of(*pair)))
 
-    return processes.meanwhile(made, pays=len(evidence.cells) >= _MANY)
+    return processes.meanwhile(made, pays=len(evidence.cells) >= MANY)
 
 
 def curve(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> Curve:

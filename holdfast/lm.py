@@ -21,7 +21,7 @@ from holdfast import anatomy, answering, disk, moved, serving, surgery
 from holdfast.asked import Asked
 from holdfast.checkpoint import Checkpoint, locate, weights_hash
 from holdfast.drive import Drive
-from holdfast.loading import loaded, read, ready, refuse_silent, sees
+from holdfast.loading import loaded, ready, refuse_silent, sees, token_ids
 from holdfast.problem import Problem
 from holdfast.sight import Blind, Sight
 
@@ -188,7 +188,7 @@ class LM:
         if len(self._encoded) >= REMEMBERED:
             self._encoded.clear()
         if key not in self._encoded:
-            self._encoded[key] = read(ids, self.model, self.folder)
+            self._encoded[key] = token_ids(ids, self.model, self.folder)
         return list(self._encoded[key])
 
     @property

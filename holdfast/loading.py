@@ -103,7 +103,7 @@ def refuse_silent(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
-def read(ids: Callable[[], list[int]], model: PreTrainedModel, folder: Path) -> list[int]:
+def token_ids(ids: Callable[[], list[int]], model: PreTrainedModel, folder: Path) -> list[int]:
     """The ids that a checkpoint's tokenizer makes of a text; `Problem` where it fails, or writes one that the model lacks."""
     try:
         found = ids()

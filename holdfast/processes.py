@@ -16,7 +16,7 @@ from multiprocessing import current_process, forkserver, get_context, parent_pro
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
@@ -149,10 +149,9 @@ def meanwhile(work: Callable[[], Value], pays: bool) -> Iterator[Callable[[], Va
 
     def value() -> Value:
         try:
-            found: Value = out.recv()
+            return cast(Value, out.recv())
         except (EOFError, OSError):
-            found = work()
-        return found
+            return work()
 
     try:
         yield value

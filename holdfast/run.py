@@ -27,8 +27,8 @@ SEAL = "seal.json"
 """Where a run's seal lies (`seal`)."""
 _AHEAD = 512
 """Cells that one process reads while those before them are looked at."""
-_MANY = 4000
-"""From so many cells on, reading them is worth the start of processes for it."""
+MANY = 4000
+"""From so many cells on, reading, judging and showing them is worth processes of its own."""
 
 
 class _Missing(Problem):
@@ -162,7 +162,7 @@ class Run:
         tables, names = Tables(), self.names()
         remember = remember and not (self.folder / SEAL).exists()
         some = [names[start : start + _AHEAD] for start in range(0, len(names), _AHEAD)]
-        count = (os.cpu_count() or 1) if len(names) >= _MANY and not current_process().daemon else 0
+        count = (os.cpu_count() or 1) if len(names) >= MANY and not current_process().daemon else 0
         ahead = [processes.stream(_ahead, (self.folder, some[turn::count], remember)) for turn in range(count)]
         met: dict[bytes, Table] = {}
         anew = 0

@@ -49,6 +49,7 @@ Counts = Annotated[tuple[int, ...], AfterValidator(_counting)]
 
 
 _FASTEST = 1e6
+"""A learning rate beyond this is damage, not a setting."""
 
 
 def _usable(settings: dict[str, Any]) -> dict[str, Any]:

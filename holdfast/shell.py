@@ -10,7 +10,7 @@ from holdfast.dossier import Dossier
 from holdfast.problem import Problem, wrapped
 from holdfast.report import page, terminal
 from holdfast.report.sources import sources
-from holdfast.run import Run
+from holdfast.run import MANY, Run
 from holdfast.seal import PAGE
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 SHOWN = 8
 """Examples of each kind that `--show-answers` takes from a cell."""
-_MANY = 4000
-"""Cells from which on the page is made while the verdict is written."""
 
 
 def some(number: int | None) -> int | None:
@@ -49,7 +47,7 @@ def method(room: "Room", command: str, places: type[Any], words: list[str]) -> t
 def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
     dossier: Dossier = verdict.judge(run, remember=True)
-    shown, many = sources(run), len(dossier.cells) >= _MANY
+    shown, many = sources(run), len(dossier.cells) >= MANY
     with processes.meanwhile(lambda: page.write(dossier, run.folder / PAGE, examples, shown), pays=many) as paged:
         verdict.keep(run, dossier)
         paged()

@@ -70,5 +70,5 @@ def test_curves_made_beside_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
         return verdict.weigh(Evidence(told, cells, {one.name: runs.rows(one) for one in cells}))
 
     here = judged()
-    monkeypatch.setattr("holdfast.curves._MANY", 1)
+    monkeypatch.setattr("holdfast.curves.MANY", 1)
     assert judged() == here and here.curves

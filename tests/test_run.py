@@ -82,7 +82,7 @@ def test_processes_read_the_scores_that_are_read_here(tmp_path: Path, monkeypatc
     _scored(run, attacks)
     monkeypatch.setattr("holdfast.run._AHEAD", 2)
     here = [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured()]
-    monkeypatch.setattr("holdfast.run._MANY", 1)
+    monkeypatch.setattr("holdfast.run.MANY", 1)
     found = list(run.measured())
     assert [(cell.name, dict(table.scores(0, "harm"))) for cell, table in found] == here
     assert here[1] == ("lox.b.0", {"p0": 1.0, "p1": 0.0, "p2": 1.0})
@@ -101,7 +101,7 @@ class TestScoresThatWereRead:
 
     @pytest.fixture
     def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-        monkeypatch.setattr("holdfast.run._MANY", 1)
+        monkeypatch.setattr("holdfast.run.MANY", 1)
         monkeypatch.setattr("holdfast.processes.stream", lambda work, job: work(job))  # here: to start one takes long
         run = Run(tmp_path)
         _scored(run, ["a", "b", "c"])

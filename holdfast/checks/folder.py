@@ -191,6 +191,7 @@ def _suspects(evidence: Evidence) -> set[int]:
                 looked = [(cell, told.value) for cell in there if (told := getattr(cell.milestones[index], column))]
                 scores = evidence.several([(cell, index) for cell, _ in looked], column)
                 if looked and isinstance(scores, Stack):
+                    # Below what `_altered` doubts, so that the last digit of a sum made in another order decides nothing.
                     gaps = np.abs(np.array([told for _, told in looked]) - scores.numbers.mean(axis=1))
                     looked = [looked[place] for place in np.flatnonzero(~(gaps < 0.9 / len(scores.names)))]
                 found |= {id(cell) for cell, _ in looked}
