@@ -18,8 +18,8 @@ from holdfast.record import Score
 POWER = 0.8
 SMALLEST = 1e-9
 """No p-value is said to be smaller."""
-NOTHING = 1e-9
-"""Half widths below it are none."""
+NOTHING = 1e-6
+"""Half widths below it are none: nobody asks after them, and a beta of that many scores is beyond floating point."""
 Scores = Mapping[str, float]
 """Score by prompt id."""
 
@@ -116,18 +116,23 @@ class _Spread(NamedTuple):
         howe += _quantile(self.prompts - 1, tail) ** 2 * max(self.by_prompt - self.rest, 0.0)
         return float(np.sqrt((howe + _quantile(self.freedom, tail) ** 2 * self.variance) / 2))
 
+    @property
+    def short(self) -> float:
+        """How much of the width that zero events among the prompts have this spread lacks, in [0, 1]. Told at 95 % for every
+        level: both widths grow with the level, what one lacks of the other does not, and bounds must never come closer."""
+        return max(1 - self.half(0.025) / exact(0.0, self.prompts)[1], 0.0)
+
 
 def _bounds(spread: _Spread, lowest: float, tail: float) -> tuple[float, float]:
     """Bounds that leave out `tail` a side: exact ones for as many independent prompts as have a normal interval this wide,
     because scores pile up towards their limits."""
     mean = float(np.clip(spread.mean, lowest, 1))
-    half, least = spread.half(tail), exact(0.0, spread.prompts, tail)[1]
-    share, scale = (mean - lowest) / (1 - lowest), 1 - lowest
+    half, share, scale = spread.half(tail), (mean - lowest) / (1 - lowest), 1 - lowest
     low = high = share
     if half > NOTHING and 0 < share < 1:
         alone = share * (1 - share) * (float(special.ndtri(tail)) * scale / half) ** 2
         low, high = exact(share, max(1, alone), tail)
-    short = max(least - half, 0.0)
+    short = spread.short * exact(0.0, spread.prompts, tail)[1]
     return max(lowest, min(lowest + scale * low, mean - short)), min(1.0, max(lowest + scale * high, mean + short))
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
@@ -141,6 +141,16 @@ class TestCrossed:
             score = statistics.crossed(ours.astype(float) - theirs, lowest=-1.0)
             hits.append(score.low <= truth <= score.high)
         assert np.mean(hits) >= 0.91
+
+    @settings(max_examples=60, deadline=None)
+    @given(arrays(float, st.tuples(st.integers(1, 5), st.integers(1, 8)), elements=st.floats(-1, 1)))
+    @example(np.array([[-0.78125], [-0.5], [-0.5]]))  # three seeds and one prompt
+    @example(np.full((2, 3), 0.7) + np.arange(6).reshape(2, 3) * 1e-14)  # next to no variance
+    def test_the_surer_the_wider(self, values: np.ndarray) -> None:
+        spread = statistics._spread(statistics._watched(values, -1.0)[0])
+        low, high = np.transpose([statistics._bounds(spread, -1.0, tail) for tail in np.geomspace(1e-9, 0.5, 40)])
+        assert (np.diff(low) >= -1e-9).all()
+        assert (np.diff(high) <= 1e-9).all()
 
     @settings(max_examples=60, deadline=None)
     @given(
