@@ -71,7 +71,7 @@ def compare(evidence: Evidence, subject: SubjectFacts, rival: SubjectFacts, atta
     p_value = joined([p for p, _ in tests], [weight for _, weight in tests])
     if times:
         return Comparison(difference, times, p_value, later=times.value is None or times.value > 1)
-    ours, theirs = (survival.breaking_rank(cells, positions, evidence.bar) for cells in sides)
+    ours, theirs = (survival.breaking_rank(evidence.spans(one, attack, positions)) for one in (subject, rival))
     return Comparison(difference, None, p_value, later=ours >= theirs)
 
 

@@ -212,9 +212,9 @@ def _unaimed(evidence: Evidence, subject: str) -> list[Cell]:
 def _drifts(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> Iterator[_Drift]:
     cells = evidence.of(subject, attack)
     starts = {cell.seed: evidence.scores(cell, 0, "harm") for cell in cells}
+    looks = survival.looks(cells)
     for position in survival.path(cells, attack.axis):
-        looks = [(c, i, m) for c in cells for i, m in enumerate(c.milestones) if i and m.cost.position == position]
-        now = {c.seed: evidence.scores(c, i, "harm") for c, i, m in looks if evidence.kept(c, m)}
+        now = {c.seed: evidence.scores(c, i, "harm") for c, i, m in looks[position] if i and evidence.kept(c, m)}
         if rise := statistics.difference(now, starts):
             yield _Drift(rise, *_chance(now, starts), f"{attack.name} at {position:g} ({show(rise, '+')})")
 

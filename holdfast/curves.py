@@ -9,9 +9,10 @@ from holdfast import processes, statistics, survival
 from holdfast.dossier import Curve, Point
 from holdfast.evidence import Evidence, most, walks
 from holdfast.landscape import landscape
-from holdfast.record import AttackFacts, Cell, Milestone, SubjectFacts
+from holdfast.record import AttackFacts, Cell, SubjectFacts
 from holdfast.run import MANY
-from holdfast.tables import COLUMNS, stacked
+from holdfast.survival import Look
+from holdfast.tables import COLUMNS
 
 
 def curves(evidence: Evidence) -> AbstractContextManager[Callable[[], tuple[Curve, ...]]]:
@@ -28,8 +29,9 @@ def curves(evidence: Evidence) -> AbstractContextManager[Callable[[], tuple[Curv
 def curve(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> Curve:
     """Of one subject under one attack, its points from mild to severe."""
     cells = evidence.of(subject, attack)
-    shares = dict(zip(survival.path(cells, attack.axis), survival.held(cells, attack.axis, evidence.bar), strict=True))
-    looks = list(_places(cells, attack))
+    path = survival.path(cells, attack.axis)
+    shares = dict(zip(path, survival.held(cells, attack.axis, evidence.bar), strict=True))
+    looks = list(_places(cells, path))
     points = [_point(evidence, attack, there, shares[there[0][2].cost.position]) for there in looks]
     walked = walks(attack) or any(point.plane for point in points)
     return Curve(
@@ -41,18 +43,16 @@ def curve(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> Cur
     )
 
 
-Looks = list[tuple[Cell, int, Milestone]]
-
-
-def _places(cells: Sequence[Cell], attack: AttackFacts) -> Iterator[Looks]:
+def _places(cells: Sequence[Cell], path: Sequence[float]) -> Iterator[list[Look]]:
     """The milestones of all seeds, together where they were taken at the same place, from mild to severe."""
-    for position in survival.path(cells, attack.axis):
-        there = [(cell, i, m) for cell in cells for i, m in enumerate(cell.milestones) if m.cost.position == position]
+    looks = survival.looks(cells)
+    for position in path:
+        there = looks[position]
         for plane in dict.fromkeys(look.cost.plane for _, _, look in there):
             yield [(cell, index, look) for cell, index, look in there if look.cost.plane == plane]
 
 
-def _point(evidence: Evidence, attack: AttackFacts, there: Looks, share: float) -> Point:
+def _point(evidence: Evidence, attack: AttackFacts, there: list[Look], share: float) -> Point:
     """One place over the seeds that got there alive; `share` of all hold, on a clock."""
     alive = [(cell, index) for cell, index, look in there if look.status != "dead"]
     harm = {cell.seed: look.harm.value for cell, _, look in there if look.harm and look.status != "dead"}
@@ -66,5 +66,5 @@ def _point(evidence: Evidence, attack: AttackFacts, there: Looks, share: float) 
         broken=sum(survival.breaks(cell, look, evidence.bar) for cell, look in looks),
         held=share if attack.axis == "steps" else survival.share(looks, evidence.bar),
         per_seed=tuple(harm.get(seed) for seed in attack.seeds),
-        **{column: statistics.mean(stacked(scores, column)) for column in COLUMNS},
+        **{column: statistics.mean(scores.scores(column)) for column in COLUMNS},
     )

@@ -13,8 +13,8 @@ from holdfast.labels import Given
 from holdfast.record import AttackFacts, Cell, Manifest, Milestone, Score, Status, SubjectFacts
 from holdfast.run import Run
 from holdfast.statistics import Scores
-from holdfast.survival import Bar
-from holdfast.tables import EMPTY, NONE, Seeds, Table, Tables, stacked
+from holdfast.survival import Bar, Span
+from holdfast.tables import EMPTY, NONE, Looked, Seeds, Table, Tables
 
 Made = TypeVar("Made")
 INCOHERENT = "gibberish, or less than the needed utility left"
@@ -182,13 +182,9 @@ class Evidence:
         table = self._tables.get((cell.subject, cell.attack, cell.seed))
         return table.scores(milestone, column) if table else NONE
 
-    def looked(self, looks: Sequence[tuple[Cell, int]]) -> list[tuple[Table, int]]:
-        """All scores of these cells, with the same numbers of milestones: for `tables.stacked`."""
-        return [(self._tables.get((cell.subject, cell.attack, cell.seed), EMPTY), at) for cell, at in looks]
-
-    def several(self, looks: Sequence[tuple[Cell, int]], column: str) -> Sequence[Scores]:
-        """At several cells' milestones, as one array where the prompts are the same."""
-        return stacked(self.looked(looks), column)
+    def looked(self, looks: Sequence[tuple[Cell, int]]) -> Looked:
+        """All scores at these cells' milestones."""
+        return Looked([(self._tables.get((cell.subject, cell.attack, cell.seed), EMPTY), at) for cell, at in looks])
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What follows from what was measured and is asked for often: `make` makes it at the first time that `key` is asked."""
@@ -206,7 +202,7 @@ class Evidence:
 
         def made() -> Seeds:
             ended = self.ended(subject, attack)
-            return Seeds(tuple(cell.seed for cell, _ in ended), cast(Any, self.several(ended, column)))
+            return Seeds(tuple(cell.seed for cell, _ in ended), cast(Any, self.looked(ended).scores(column)))
 
         return self.once(("end", subject.name, attack.name, column), made)
 
@@ -222,6 +218,11 @@ class Evidence:
         if all(one == own[0] for one in own):
             return own[0]
         return survival.path([cell for one in subjects for cell in self.of(one, attack)], attack.axis)
+
+    def spans(self, subject: SubjectFacts, attack: AttackFacts, positions: Sequence[float]) -> list[Span]:
+        """By seed where it broke, on the common path `positions`."""
+        made = partial(survival.spans, self.of(subject, attack), positions, self.bar)
+        return self.once(("spans", subject.name, attack.name, *positions), made)
 
     def ends(self, subject: SubjectFacts, attack: AttackFacts) -> list[Milestone]:
         """The milestones at which harm is compared."""

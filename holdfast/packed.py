@@ -8,6 +8,8 @@ import copy
 import json
 import os
 import re
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -138,7 +140,8 @@ def _from_gguf(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         )
     refuse_false_gguf(file)
     try:
-        with TemporaryDirectory() as alone:  # what lies beside the file is no part of it
+        # What lies beside the file is no part of it; and transformers has a bar here that nothing else puts away.
+        with TemporaryDirectory() as alone, redirect_stderr(StringIO()):
             os.symlink(file.resolve(), Path(alone) / "model.gguf")
             how = {"gguf_file": "model.gguf", "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(alone, **how)

@@ -124,6 +124,19 @@ def stream(work: Callable[[Job], Iterator[Value]], job: Job) -> Iterator[Value]:
 
 
 @contextlib.contextmanager
+def unswept() -> Iterator[None]:
+    """Nobody looks for garbage inside: a million records that are made there are none, and all of them were looked through again
+    and again."""
+    swept = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if swept:
+            gc.enable()
+
+
+@contextlib.contextmanager
 def meanwhile(work: Callable[[], Value], pays: bool) -> Iterator[Callable[[], Value]]:
     """Some work done in a copy of this process, which has all that is here already, while the block is at other work; what the
     block is given waits for the work and returns its value. Where that does not pay, where there is one core only, and where

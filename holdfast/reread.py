@@ -1,13 +1,16 @@
-"""What was read of a run's per-prompt scores, kept in one file: however small a Parquet file is, opening it takes its time.
+"""What was read of a run's cells, kept in one file: however small a file is, opening and decoding it takes its time.
 
-Scores are kept under the SHA-256 of the file that they were read from, so that a file that was altered, replaced or damaged since
-is read anew. Nothing rests on this file: it may be deleted at any time, no seal is about it, and whoever verifies a run leaves it
-alone. Knows no torch.
+A cell is kept with what the file system says of its files (sizes, times and numbers), so that one that was written, replaced or
+removed since is read anew. Nothing rests on this file: it may be deleted at any time, no seal is about it, and whoever verifies a
+run leaves it alone. Knows no torch.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,70 +20,105 @@ import pyarrow as pa
 import holdfast
 from holdfast import disk
 from holdfast.problem import Problem
-from holdfast.tables import COLUMNS, Layout, Table
+from holdfast.tables import COLUMNS, Layout, Table, Tables
 
-NAME = ".scores.arrow"
+NAME = ".cells.arrow"
 """In the run's folder; hidden, for it is no record."""
 _KINDS = (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64))
 """Of the values: see `tables`."""
 _FORMAT = [holdfast.__version__, *COLUMNS]
 """Another version may read a file in another way."""
+_NOTHING = np.empty(0)
 _DIGEST = 32
+_STAT = struct.Struct("<QqqQ")
+_BATCH = 4096
+"""Cells that are decompressed at a time."""
+_OWN = ("name", "stamp", "layout", "kind", "values")
+_TYPES = (pa.string(), pa.binary(), pa.int64(), pa.int64(), pa.large_binary())
+"""Of the columns that are read at once; the record of a cell is read when it is asked for."""
+_RECORD = ("record", pa.large_binary())
+
+
+def stamp(files: Sequence[str]) -> bytes:
+    """What the file system says of these files: something else once one of them is written, replaced or removed."""
+    return b"".join(map(_told_of, files))
+
+
+def _told_of(file: str) -> bytes:
+    try:
+        told = os.stat(file)
+    except OSError:
+        return _STAT.pack(0, 0, 0, 0)
+    return _STAT.pack(told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino)
 
 
 class Kept:
-    """Scores that were read before, by the SHA-256 of their file."""
+    """Cells that were read before."""
 
-    def __init__(
-        self, layouts: list[Layout], columns: Mapping[str, np.ndarray], values: np.ndarray, digests: list[bytes]
-    ):
-        """`values` are the bytes of all cells' scores, one after the other; `columns` say of each cell where its own end, of
-        which kind they are and how they are laid out."""
-        self._layouts, self._values = layouts, values
-        self._kinds, self._laid = columns["kind"], columns["layout"]
-        self._ends = np.concatenate([[0], columns["end"]])
-        self._rows = dict(zip(digests, range(len(digests)), strict=True))
+    def __init__(self, layouts: list[Layout], own: pa.Table, ends: np.ndarray, values: np.ndarray, records: Any):
+        """`own` are all columns but the records; `values` the bytes of all cells' scores, one after the other, each to its end;
+        `records` an Arrow file of the records alone."""
+        self._layouts, self._ends, self._values, self._records = layouts, ends, values, records
+        self._laid, self._kinds = (own[name].to_numpy() for name in ("layout", "kind"))
+        self._stamps = own["stamp"].to_pylist()
+        self._rows = {name: row for row, name in enumerate(own["name"].to_pylist())}
+        self._batch: tuple[int, Any] = (-1, None)
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """What was kept of the run in `folder`; nothing where that cannot be read."""
+    def open(cls, folder: Path, tables: Tables) -> Self | None:
+        """What was kept of the run in `folder`, laid out as in `tables`; None where that cannot be read."""
         try:
             with pa.memory_map(str(folder / NAME)) as file:
                 content = file.read_buffer()
             if hashlib.sha256(memoryview(content)[_DIGEST:]).digest() != bytes(memoryview(content)[:_DIGEST]):
-                raise ValueError("damaged")
-            return cls(*_unpacked(pa.ipc.open_file(content.slice(_DIGEST)).read_all()))
+                return None
+            layouts, *read = _unpacked(content.slice(_DIGEST))
+            return cls([one.layout for one in tables.shared([Table(one, _NOTHING) for one in layouts])], *read)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError):
-            return cls([], {name: np.empty(0, dtype=np.int64) for name in ("kind", "layout", "end")}, np.empty(0), [])
+            return None
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def table(self, digest: bytes) -> Table | None:
-        """The scores of the Parquet file with that SHA-256; None where it was not read."""
-        row = self._rows.get(digest)
-        if row is None:
-            return None
-        own = self._values[self._ends[row] : self._ends[row + 1]]
-        return Table(self._layouts[self._laid[row]], own.view(_KINDS[self._kinds[row]]))
+    def knows(self, name: str, stamp: bytes) -> bool:
+        """Whether that cell was read, and its files are those that were read."""
+        row = self._rows.get(name)
+        return row is not None and self._stamps[row] == stamp
+
+    def cell(self, name: str) -> tuple[bytes, Table]:
+        """The record of a cell that is known, as JSON, and its scores. Those that stand beside each other are best asked for one
+        after the other."""
+        row = self._rows[name]
+        own = self._values[self._ends[row] : self._ends[row + 1]].view(_KINDS[self._kinds[row]])
+        number, place = divmod(row, _BATCH)
+        if self._batch[0] != number:
+            self._batch = number, self._records.get_batch(number).column(0)
+        return self._batch[1][place].as_py(), Table(self._layouts[self._laid[row]], own)
 
 
-def keep(folder: Path, tables: Mapping[bytes, Table]) -> None:
-    """Keep these scores beside the run, in place of what was kept; else they are read once more next time."""
+def keep(
+    folder: Path, tables: Mapping[str, Table], stamps: Mapping[str, bytes], record: Callable[[str], bytes]
+) -> None:
+    """Keep cells by name beside the run, in place of what was kept; else they are read once more next time. `record` makes the
+    JSON of each."""
     layouts = {id(one.layout): one.layout for one in tables.values()}
+    told = json.dumps({"format": _FORMAT, "layouts": [*map(_told, layouts.values())]})
     places = {name: place for place, name in enumerate(layouts)}
-    values = [np.ascontiguousarray(one.values) for one in tables.values()]
-    made = pa.table(
-        {
-            "digest": pa.array(tables, pa.binary(_DIGEST)),
-            "layout": pa.array([places[id(one.layout)] for one in tables.values()], pa.int64()),
-            "kind": pa.array([_KINDS.index(one.dtype) for one in values], pa.int64()),
-            "values": pa.array([one.tobytes() for one in values], pa.large_binary()),
-        }
-    ).replace_schema_metadata({"layouts": json.dumps({"format": _FORMAT, "layouts": [*map(_told, layouts.values())]})})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, made.schema) as file:
-        file.write_table(made)
+    sink, names = pa.BufferOutputStream(), iter(tables)
+    schema = pa.schema([*zip(_OWN, _TYPES, strict=True), _RECORD], {"layouts": told})
+    with pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file:
+        while some := list(islice(names, _BATCH)):
+            values = [np.ascontiguousarray(tables[name].values) for name in some]
+            columns = (
+                some,
+                [stamps[name] for name in some],
+                [places[id(tables[name].layout)] for name in some],
+                [_KINDS.index(one.dtype) for one in values],
+                [one.tobytes() for one in values],
+                [record(name) for name in some],
+            )
+            arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+            file.write_batch(pa.record_batch(arrays, schema=schema))
     content = memoryview(sink.getvalue())
     try:
         disk.write(folder / NAME, b"".join((hashlib.sha256(content).digest(), content)))
@@ -92,24 +130,31 @@ def _told(layout: Layout) -> list[list[Any]]:
     return [[*place, names, where.tolist()] for place, (names, where) in layout.spans.items()]
 
 
-def _unpacked(table: pa.Table) -> tuple[list[Layout], dict[str, np.ndarray], np.ndarray, list[bytes]]:
-    """Raises ValueError where it does not hold together."""
-    told = json.loads((table.schema.metadata or {})[b"layouts"])
+def _unpacked(content: pa.Buffer) -> tuple[list[Layout], pa.Table, np.ndarray, np.ndarray, Any]:
+    """What makes a `Kept`. Raises ValueError where it does not hold together."""
+    own, records = (
+        pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=some))
+        for some in ([*range(len(_OWN))], [len(_OWN)])
+    )
+    told = json.loads((own.schema.metadata or {})[b"layouts"])
     if told["format"] != _FORMAT:
         raise ValueError("of another version")
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
     layouts = [Layout(dict(_spans(one, known))) for one in told["layouts"]]
-    table = table.combine_chunks()
-    columns = {name: table[name].to_numpy() for name in ("kind", "layout")}
+    table = own.read_all().combine_chunks()
     chunk = table["values"].chunk(0)
     _, offsets, data = chunk.buffers()
     ends = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
     values = np.frombuffer(data, dtype=np.uint8)
     sizes = np.array([max((int(where.max()) + 1 for _, where in one.spans.values()), default=0) for one in layouts])
-    widths = np.array([kind.itemsize for kind in _KINDS])[columns["kind"]]
-    if ends[0] != 0 or (np.diff(ends) < sizes[columns["layout"]] * widths).any() or (np.diff(ends) % widths).any():
+    widths = np.array([kind.itemsize for kind in _KINDS])[table["kind"].to_numpy()]
+    if (
+        ends[0] != 0
+        or (np.diff(ends) < sizes[table["layout"].to_numpy()] * widths).any()
+        or (np.diff(ends) % widths).any()
+    ):
         raise ValueError("values are missing")
-    return layouts, columns | {"end": ends[1:]}, values, table["digest"].to_pylist()
+    return layouts, table, ends, values, records
 
 
 def _spans(told: list[Any], known: dict[tuple[str, ...], tuple[str, ...]]) -> Iterator[Any]:

@@ -4,13 +4,12 @@ JSON for summaries, Parquet for per-prompt rows, seconds in a file of their own,
 Knows no torch.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from multiprocessing import current_process
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,7 +100,7 @@ class Run:
 
     def forget(self, name: str) -> None:
         """Delete whatever there is of a cell: its JSON first, so that half a cell is none."""
-        for file in self._files(name):
+        for file in map(Path, self._files(name)):
             file.unlink(missing_ok=True)
 
     def damaged(self, name: str) -> str | None:
@@ -117,7 +116,7 @@ class Run:
     def set_aside(self, name: str) -> Path:
         """Move a cell's files out of the way; returns where to."""
         aside = disk.private(self.folder / "cells/damaged")
-        for file in self._files(name):
+        for file in map(Path, self._files(name)):
             if file.exists():
                 os.replace(file, aside / file.name)
         return aside
@@ -156,52 +155,62 @@ class Run:
     def measured(self, remember: bool = False) -> Iterator[tuple[Cell, Table]]:
         """All finished cells, by name, with their scores, which other processes read ahead where there are many.
 
-        With `remember`, scores that were read before are taken from what was kept of that, where there are many, and those read
-        now are kept: see `reread`. Not of a sealed run: no seal is about what is kept. Raises `Problem` as `cell` and `rows`.
+        With `remember`, cells that were read before are taken from what was kept of that, where there are many, and if any is
+        read now, all are kept: see `reread`. Not of a sealed run: no seal is about what is kept. Raises `Problem` as `cell` and
+        `rows`.
         """
         tables, names = Tables(), self.names()
-        remember = remember and not (self.folder / SEAL).exists()
+        remember = remember and len(names) >= MANY and not (self.folder / SEAL).exists()
+        stamps = {name: reread.stamp(self._files(name)) for name in names} if remember else {}
+        kept = Kept.open(self.folder, tables) if remember else None
+        unknown = [name for name in names if kept is None or not kept.knows(name, stamps[name])]
+        strange, anew, met = {*unknown}, self._anew(unknown, tables), {}
+        for name in names:
+            read = next(anew) if kept is None or name in strange else self._again(kept, name, tables)
+            if read:
+                yield read
+                if remember:
+                    met[name] = read
+        if unknown and remember:
+            found = {name: table for name, (_, table) in met.items()}
+            reread.keep(self.folder, found, stamps, lambda name: _json(met[name][0]))
+
+    def _anew(self, names: Sequence[str], tables: Tables) -> Iterator[tuple[Cell, Table] | None]:
+        """These cells, one by one, from their files; None for one whose file is gone meanwhile."""
         some = [names[start : start + _AHEAD] for start in range(0, len(names), _AHEAD)]
         count = (os.cpu_count() or 1) if len(names) >= MANY and not current_process().daemon else 0
-        ahead = [processes.stream(_ahead, (self.folder, some[turn::count], remember)) for turn in range(count)]
-        met: dict[bytes, Table] = {}
-        anew = 0
+        ahead = [processes.stream(_ahead, (self.folder, some[turn::count])) for turn in range(count)]
         for number, chunk in enumerate(some):
-            read = (_next(ahead[number % count]) if count else None) or self._read(chunk, tables, None)
-            found = tables.shared(read.tables)
-            met |= {one: table for one, table in zip(read.digests, found, strict=True) if one}
-            anew += read.anew
-            yield from ((cell, table) for cell, table in zip(read.cells, found, strict=True) if cell)
-        if remember and count and anew:
-            reread.keep(self.folder, met)
+            cells, found = (_next(ahead[number % count]) if count else None) or self._read(chunk, tables)
+            for cell, table in zip(cells, tables.shared(found), strict=True):
+                yield (cell, table) if cell else None
 
-    def _read(self, names: Sequence[str], tables: Tables, kept: Kept | None) -> "_Read":
-        """These cells. Raises `Problem` as `cell` and `rows`."""
-        read, anew = _Read([], [], [], 0), 0
-        for name in names:
-            content = self._parquet(name)
-            digest = b"" if content is None else hashlib.sha256(content).digest()
-            known = kept.table(digest) if kept and digest else None
-            read.cells.append(self.cell(name))
-            read.digests.append(digest)
-            read.tables.append(known or self._scored(tables, name, content))
-            anew += bool(digest) and known is None
-        return read._replace(anew=anew)
+    def _again(self, kept: Kept, name: str, tables: Tables) -> tuple[Cell, Table] | None:
+        """One that was kept; read anew where that is no record."""
+        record, table = kept.cell(name)
+        try:
+            return Cell.model_validate_json(record), table
+        except ValidationError:
+            return next(self._anew([name], tables))
 
-    def _scored(self, tables: Tables, name: str, content: bytes | None) -> Table:
-        table = self._table(name, content, (*KEYS, *COLUMNS))
+    def _read(self, names: Sequence[str], tables: Tables) -> "_Read":
+        """These cells, with their scores. Raises `Problem` as `cell` and `rows`."""
+        return [self.cell(name) for name in names], [self._scored(tables, name) for name in names]
+
+    def _scored(self, tables: Tables, name: str) -> Table:
+        table = self._table(name, (*KEYS, *COLUMNS))
         try:
             return tables.of_rows([]) if table is None else tables.of_table(table)
         except ValueError as error:
             raise self._spoiled(name, error) from error
 
-    def _files(self, name: str) -> list[Path]:
+    def _files(self, name: str) -> list[str]:
         """Of a cell, the one that says that all are there first."""
-        return [self.folder / f"cells/{name}.{ending}" for ending in ("json", "parquet", "timing.json")]
+        return [f"{self.folder}/cells/{name}.{ending}" for ending in ("json", "parquet", "timing.json")]
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """A cell's per-prompt rows: one dict a milestone × prompt."""
-        table = self._table(name, self._parquet(name))
+        table = self._table(name)
         try:
             if table is None or not len(table):
                 return []
@@ -210,23 +219,16 @@ class Run:
         except (pa.ArrowException, ValueError) as error:
             raise self._spoiled(name, error) from error
 
-    def _parquet(self, name: str) -> bytes | None:
-        """A cell's file of scores as it lies there; None where there is none."""
+    def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """A cell's file of scores; None where there is none."""
         try:
             with open(f"{self.folder}/cells/{name}.parquet", "rb") as file:
-                return file.read()
+                content = pa.BufferReader(file.read())
+            with pq.ParquetFile(content, page_checksum_verification=True) as table:
+                known = table.schema_arrow.names
+                return table.read(columns and [one for one in columns if one in known], use_threads=False)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise self._spoiled(name, error) from error
-
-    def _table(self, name: str, content: bytes | None, columns: Sequence[str] | None = None) -> pa.Table | None:
-        if content is None:
-            return None
-        try:
-            with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-                known = file.schema_arrow.names
-                return file.read(columns and [one for one in columns if one in known], use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._spoiled(name, error) from error
 
@@ -235,24 +237,22 @@ class Run:
         return Problem(f"{self.folder}/cells/{name}.parquet: damaged ({printable(error)}); {remedy}")
 
 
-class _Read(NamedTuple):
-    """What was read of a list of cells."""
-
-    cells: list[Cell | None]
-    digests: list[bytes]
-    """Of their files of scores; nothing where there is none."""
-    tables: list[Table]
-    anew: int
-    """How many of these were in nothing that was kept."""
+_Read = tuple[list[Cell | None], list[Table]]
 
 
-def _ahead(job: tuple[Path, list[list[str]], bool]) -> Iterator[_Read | Problem]:
+def _json(cell: Cell) -> bytes:
+    return cell.model_dump_json(exclude_unset=True).encode()
+
+
+def _ahead(job: tuple[Path, list[list[str]]]) -> Iterator[_Read | Problem]:
     """Lists of a folder's cells, list by list; what a process of its own does. A damaged file ends it."""
-    folder, lists, remember = job
-    run, tables, kept = Run(folder), Tables(), Kept.open(folder) if remember else None
+    folder, lists = job
+    run, tables = Run(folder), Tables()
     try:
         for names in lists:
-            yield run._read(names, tables, kept)
+            with processes.unswept():
+                read = run._read(names, tables)
+            yield read
     except Problem as problem:
         yield problem
 

@@ -46,11 +46,12 @@ def method(room: "Room", command: str, places: type[Any], words: list[str]) -> t
 
 def told(run: Run, examples: list[dict[str, Any]] | None = None) -> int:
     """Judge, write verdict and page, print the table. Returns 1 where every cell failed, else 0."""
-    dossier: Dossier = verdict.judge(run, remember=True)
-    shown, many = sources(run), len(dossier.cells) >= MANY
-    with processes.meanwhile(lambda: page.write(dossier, run.folder / PAGE, examples, shown), pays=many) as paged:
-        verdict.keep(run, dossier)
-        paged()
+    with processes.unswept():
+        dossier: Dossier = verdict.judge(run, remember=True)
+        shown, many = sources(run), len(dossier.cells) >= MANY
+        with processes.meanwhile(lambda: page.write(dossier, run.folder / PAGE, examples, shown), pays=many) as paged:
+            verdict.keep(run, dossier)
+            paged()
     speech.console.print(terminal.table(dossier, speech.console.width))
     places = "", f"page: {run.folder / PAGE}", f"verdict: {run.folder / 'verdict.json'}"
     for line in (*(f"not run: {one}" for one in dossier.manifest.not_run), *places, dossier.manifest.kept):

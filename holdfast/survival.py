@@ -4,7 +4,7 @@ A milestone tells that the break lies between it and the one before; the budget'
 Reads records only; knows no torch and no files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,10 @@ class Span(NamedTuple):
     """The last milestone that answered and held before any break (0 if none did)."""
     broke: int | None
     """The first that broke; None if none did, and then nothing is known after `held`."""
+
+
+Look = tuple[Cell, int, Milestone]
+"""A milestone with its cell, and its number there."""
 
 
 def breaks(cell: Cell, milestone: Milestone, bar: Bar) -> bool:
@@ -62,6 +66,20 @@ def span(cell: Cell, positions: Sequence[float], bar: Bar) -> Span:
     return Span(max((rank for rank in answered if broke is None or rank < broke), default=0), broke)
 
 
+def spans(cells: Sequence[Cell], positions: Sequence[float], bar: Bar) -> list[Span]:
+    """As `span`, of each of these cells."""
+    return [span(cell, positions, bar) for cell in cells]
+
+
+def looks(cells: Iterable[Cell]) -> dict[float, list[Look]]:
+    """All milestones of these cells by position."""
+    found: dict[float, list[Look]] = {}
+    for cell in cells:
+        for number, look in enumerate(cell.milestones):
+            found.setdefault(look.cost.position, []).append((cell, number, look))
+    return found
+
+
 def distinct(cells: Sequence[Cell]) -> list[Cell]:
     """One of all cells of a subject and an attack that measured the same: no chance enters such an attack, and a further
     seed is no further observation. Costs other than the position are not compared."""
@@ -83,14 +101,14 @@ def cost_to_break(cells: Sequence[Cell], axis: str, bar: Bar) -> CostToBreak:
     whatever the distribution: all n seeds, of those alike only one, must lie on one side of the median for it to miss.
     """
     positions = path(cells, axis)
-    spans = [span(cell, positions, bar) for cell in cells]
-    broke = sorted(one.broke for one in spans if one.broke is not None)
-    n = len(spans)
+    seeds = spans(cells, positions, bar)
+    broke = sorted(one.broke for one in seeds if one.broke is not None)
+    n = len(seeds)
     middle = broke[(n - 1) // 2 : n // 2 + 1] if n and len(broke) > n // 2 else []
     return CostToBreak(
         axis=axis,
         steps=float(np.mean([positions[rank] for rank in middle])) if middle else None,
-        low=positions[min(one.held for one in spans)] if spans and positions else 0.0,
+        low=positions[min(one.held for one in seeds)] if seeds and positions else 0.0,
         high=positions[broke[-1]] if n and len(broke) == n else None,
         censored=not middle,
         seeds=n,
@@ -99,10 +117,9 @@ def cost_to_break(cells: Sequence[Cell], axis: str, bar: Bar) -> CostToBreak:
     )
 
 
-def breaking_rank(cells: Sequence[Cell], positions: Sequence[float], bar: Bar) -> float:
-    """The milestone of the path `positions` at which the median seed broke first; infinite if it did not, or there is none."""
-    broke = (span(cell, positions, bar).broke for cell in cells)
-    ranks = sorted(float("inf") if rank is None else float(rank) for rank in broke)
+def breaking_rank(seeds: Iterable[Span]) -> float:
+    """The milestone at which the median seed broke first; infinite if it did not, or there is none."""
+    ranks = sorted(float("inf") if one.broke is None else float(one.broke) for one in seeds)
     return ranks[len(ranks) // 2] if ranks else float("inf")
 
 
@@ -117,15 +134,15 @@ def held(cells: Sequence[Cell], axis: str, bar: Bar) -> list[float]:
     if not positions:
         return []
     if axis != "steps":
-        looks = [(cell, look) for cell in cells for look in cell.milestones]
-        return [share([one for one in looks if one[1].cost.position == position], bar) for position in positions]
-    spans = [span(cell, positions, bar) for cell in cells]
+        there = looks(cells)
+        return [share([(cell, look) for cell, _, look in there[position]], bar) for position in positions]
+    seeds = spans(cells, positions, bar)
     censored = stats.CensoredData(
-        uncensored=[one.broke for one in spans if one.broke is not None],
-        right=[one.held for one in spans if one.broke is None],
+        uncensored=[one.broke for one in seeds if one.broke is not None],
+        right=[one.held for one in seeds if one.broke is None],
     )
     curve = stats.ecdf(censored).sf
-    watched = max(len(positions) if one.broke is not None else one.held for one in spans)
+    watched = max(len(positions) if one.broke is not None else one.held for one in seeds)
     return [float(curve.evaluate(rank)) if rank <= watched else 0.0 for rank in range(len(positions))]
 
 

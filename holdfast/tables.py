@@ -13,6 +13,7 @@ import pyarrow as pa
 COLUMNS = ("harm", "refusal", "coherence", "over_refusal", "utility", "learned", "fresh", "second")
 """What is scored."""
 KEYS = ("milestone", "id")
+_SCORE = pa.float64()
 Place = tuple[int, str]
 """Milestone and column."""
 
@@ -107,20 +108,30 @@ class Table(NamedTuple):
 EMPTY = Table(Layout({}), np.empty(0))
 
 
-def stacked(looks: Sequence[tuple[Table, int]], column: str) -> Sequence[Scores]:
-    """The scores at these milestones of these cells: a `Stack` where their prompts are the same."""
-    if not looks:
-        return []
-    layout, milestone = looks[0][0].layout, looks[0][1]
-    if all(table.layout is layout and at == milestone for table, at in looks):
-        if (span := layout.spans.get((milestone, column))) is None:
-            return [NONE] * len(looks)
-        whole = np.concatenate([table.values for table, _ in looks]).reshape(len(looks), -1)
-        return Stack(span[0], whole[:, span[1]])
-    found = [table.scores(at, column) for table, at in looks]
-    names = found[0].names
-    alike = names and all(one.names is names for one in found)
-    return Stack(names, np.stack([one.numbers for one in found])) if alike else found
+class Looked:
+    """All scores at some milestones of some cells."""
+
+    def __init__(self, looks: Sequence[tuple[Table, int]]):
+        self._looks = looks
+        layout, milestone = (looks[0][0].layout, looks[0][1]) if looks else (None, 0)
+        alike = all(table.layout is layout and at == milestone for table, at in looks)
+        self._spans = layout.spans if layout and alike else None
+
+    @cached_property
+    def _whole(self) -> np.ndarray:
+        return np.concatenate([table.values for table, _ in self._looks]).reshape(len(self._looks), -1)
+
+    def scores(self, column: str) -> Sequence[Scores]:
+        """By prompt, in the order of the looks: a `Stack` where the prompts of all are the same."""
+        if not self._looks:
+            return []
+        if self._spans is not None:
+            span = self._spans.get((self._looks[0][1], column))
+            return Stack(span[0], self._whole[:, span[1]]) if span else Stack((), np.empty((len(self._looks), 0)))
+        found = [table.scores(at, column) for table, at in self._looks]
+        names = found[0].names
+        alike = names and all(one.names is names for one in found)
+        return Stack(names, np.stack([one.numbers for one in found])) if alike else found
 
 
 class Tables:
@@ -130,6 +141,8 @@ class Tables:
         self._layouts: dict[tuple[tuple[str, ...], bytes], Layout] = {}
         self._read: dict[tuple[Any, ...], Layout] = {}
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._schema: pa.Schema | None = None
+        self._scored: tuple[str, ...] = ()
 
     def of_rows(self, rows: Iterable[Mapping[str, Any]]) -> Table:
         """Of rows as dicts. Raises ValueError where they are no scores."""
@@ -141,19 +154,20 @@ class Tables:
 
     def of_table(self, table: pa.Table) -> Table:
         """Of a Parquet file's columns. Raises ValueError where they are no scores."""
-        for name, fits in (("milestone", pa.types.is_integer), ("id", _is_text)):
-            if name not in table.column_names or not fits(table.schema.field(name).type):
-                raise ValueError(f"its column {name!r} is missing, or of another type")
-            if table.column(name).null_count:
+        schema = table.schema
+        if self._schema is None or schema != self._schema:  # of one run's files nearly all are alike
+            self._schema, self._scored = schema, _scored(schema)
+        milestones, ids = (table.column(name) for name in KEYS)
+        for name, column in zip(KEYS, (milestones, ids), strict=True):
+            if column.null_count:
                 raise ValueError(f"its column {name!r} has holes")
-        kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
-        known = tuple(name for name in COLUMNS if name in kinds and not pa.types.is_null(kinds[name]))
-        scores = np.empty((len(known), len(table)))
-        for place, name in enumerate(known):
-            scores[place] = _numbers(table.column(name), name)
+        scores = np.empty((len(self._scored), len(table)))
+        for place, name in enumerate(self._scored):
+            column = table.column(name)
+            scores[place] = (column if column.type == _SCORE else column.cast(_SCORE, safe=False)).to_numpy()
         if (scores < 0).any() or (np.isfinite(scores) & (scores > 1)).any():
             raise ValueError("it holds a score that is not from 0 to 1")
-        return self._made(table.column("milestone").to_numpy(), table.column("id"), known, scores)
+        return self._made(milestones.to_numpy(), ids, self._scored, scores)
 
     def shared(self, tables: Sequence[Table]) -> list[Table]:
         """Tables that were read by another process, with layouts of which there is one here."""
@@ -192,15 +206,22 @@ class Tables:
         return Layout(spans)
 
 
+def _scored(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns that hold scores. Raises ValueError where one, or a key, is not what it must be."""
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    for name, fits in zip(KEYS, (pa.types.is_integer, _is_text), strict=True):
+        if name not in kinds or not fits(kinds[name]):
+            raise ValueError(f"its column {name!r} is missing, or of another type")
+    found = tuple(name for name in COLUMNS if name in kinds and not pa.types.is_null(kinds[name]))
+    for name in found:
+        kind = kinds[name]
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+            raise ValueError(f"its column {name!r} holds no numbers")
+    return found
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    kind = column.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        raise ValueError(f"its column {name!r} holds no numbers")
-    return (column if kind == pa.float64() else column.cast(pa.float64(), safe=False)).to_numpy()
 
 
 def _bytes(ids: Any) -> bytes:

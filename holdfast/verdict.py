@@ -5,11 +5,12 @@ went, and says so. What is unknown is never taken for resistance.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from holdfast import checks, controls, disk, statistics, survival
+from holdfast import checks, controls, disk, processes, statistics, survival
 from holdfast.adversaries import standings
 from holdfast.claims import Comparison
 from holdfast.conclusion import CLAIMED, conclusions
@@ -20,7 +21,7 @@ from holdfast.record import AttackFacts, Cell, Score, SubjectFacts
 from holdfast.rectified import Rectified
 from holdfast.reliability import corrected
 from holdfast.rivals import PAID, Rivals, beside_controls, like_twin
-from holdfast.run import Run
+from holdfast.run import MANY, Run
 
 
 def write(run: Run) -> Dossier:
@@ -36,7 +37,8 @@ def keep(run: Run, dossier: Dossier) -> None:
 
 def judge(run: Run, remember: bool = False) -> Dossier:
     """What may be said of a run; `remember` as in `Run.measured`. Raises `Problem` if `run.json` is missing or damaged."""
-    return weigh(Evidence.read(run, remember))
+    with processes.unswept():
+        return weigh(Evidence.read(run, remember))
 
 
 def weigh(evidence: Evidence) -> Dossier:
@@ -59,14 +61,11 @@ def weigh(evidence: Evidence) -> Dossier:
 def said(evidence: Evidence) -> tuple[list[Verdict], list[Check], list[Conclusion]]:
     """The words alone: verdicts, checks and conclusions."""
     manifest = evidence.manifest
-    found = checks.run_checks(evidence)
-    rivals = {subject.name: Rivals.of(evidence, subject) for subject in manifest.subjects}
-    claimed = [
-        (subject, attack)
-        for attack in manifest.attacks
-        for subject in manifest.subjects
-        if checks.breaks_safety(attack)
-    ]
+    with processes.meanwhile(partial(checks.run_checks, evidence), pays=len(evidence.cells) >= MANY) as checked:
+        rivals = {subject.name: Rivals.of(evidence, subject) for subject in manifest.subjects}
+        found = checked()
+    attacks = [attack for attack in manifest.attacks if checks.breaks_safety(attack)]
+    claimed = [(subject, attack) for attack in attacks for subject in manifest.subjects]
     labeled = Rectified.of(evidence)
     grave = [check for check in found if check.grave and check.passed is not True]
     verdicts = [_verdict(evidence, rivals[subject.name], attack, grave, labeled) for subject, attack in claimed]
@@ -208,11 +207,10 @@ def _lost(evidence: Evidence, subject: SubjectFacts, attack: AttackFacts) -> lis
     found = [cell for cell in cells if lost(cell, attack, evidence.manifest)]
     if attack.axis == "steps" or twin is None:
         return found
-    theirs = evidence.of(twin, attack)
     positions = evidence.path(attack, subject, twin)
-    needed = survival.breaking_rank(theirs, positions, evidence.bar)
-    spans = {cell.name: survival.span(cell, positions, evidence.bar) for cell in cells}
-    fell = [one for one in cells if spans[one.name].broke is None and spans[one.name].held < needed < np.inf]
+    needed = survival.breaking_rank(evidence.spans(twin, attack, positions))
+    spans = zip(cells, evidence.spans(subject, attack, positions), strict=True)
+    fell = [one for one, span in spans if span.broke is None and span.held < needed < np.inf]
     return found + [cell for cell in fell if cell not in found]
 
 

@@ -238,8 +238,8 @@ class TestTraining:
             first = one.milestones[0].model_copy(update={"harm": None})
             return one.model_copy(update={"milestones": (first, *one.milestones[1:])})
 
-        evidence = audit()
-        evidence.cells = [blind(one) if one.subject == "lox" else one for one in evidence.cells]
+        cells = [blind(one) if one.subject == "lox" else one for one in audit().cells]
+        evidence = Evidence(audit().manifest, cells, {})
         assert found(evidence, "whole at the start")[1].passed is None
 
     def test_weights_that_never_changed(self) -> None:

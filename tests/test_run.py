@@ -1,7 +1,7 @@
 """A run's folder read back: what is damaged is named, never a traceback. (What it holds whole: test_cell.py, test_audit.py.)"""
 
-import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import runs
 from holdfast import seal
 from holdfast.problem import Problem
 from holdfast.record import Cell, Cost, Milestone
-from holdfast.reread import NAME, Kept, keep
+from holdfast.reread import NAME, Kept, keep, stamp
 from holdfast.run import Run
 from holdfast.tables import Tables
 
@@ -96,7 +96,7 @@ def _read(run: Run) -> list[tuple[str, dict[str, float]]]:
     return [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured(remember=True)]
 
 
-class TestScoresThatWereRead:
+class TestCellsThatWereRead:
     """What was read of a large run is kept, and taken again as long as the files are the same."""
 
     @pytest.fixture
@@ -109,31 +109,42 @@ class TestScoresThatWereRead:
         run.save(failed, [])
         return run
 
-    def test_they_are_the_same_again(self, run: Run) -> None:
-        first = _read(run)
+    def test_they_are_the_same_again(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        looks = tuple(Milestone(cost=Cost(steps=5 * n, seconds=0.1 + n), status="answers", moved=0.3) for n in range(2))
+        run.save(
+            CELL.model_copy(update={"attack": "e", "milestones": looks}), [{"milestone": 1, "id": "p", "harm": 1 / 3}]
+        )
+        first, before = _read(run), [*run.measured()]
         assert first == [("lox.a.0", {"p0": 0, "p1": 1, "p2": 0}), ("lox.b.0", {"p0": 1, "p1": 0, "p2": 1}),
-                         ("lox.c.0", {"p0": 0, "p1": 1, "p2": 0}), ("twin.d.0", {})]  # fmt: skip
-        kept = Kept.open(run.folder)
-        digest = hashlib.sha256((run.folder / "cells/lox.b.0.parquet").read_bytes()).digest()
-        assert dict(kept.table(digest).scores(0, "harm")) == first[1][1]
-        assert kept.table(b"another") is None
-        before = (run.folder / NAME).stat().st_mtime_ns
-        assert _read(run) == first
-        assert (run.folder / NAME).stat().st_mtime_ns == before  # all was known
+                         ("lox.c.0", {"p0": 0, "p1": 1, "p2": 0}), ("twin.d.0", {}), ("twin.e.0", {})]  # fmt: skip
+        kept = (run.folder / NAME).stat().st_mtime_ns
+        monkeypatch.setattr(run, "_read", None)  # nothing is read but what was kept
+        again = [*run.measured(remember=True)]
+        assert [cell for cell, _ in again] == [cell for cell, _ in before]
+        assert [cell.model_fields_set for cell, _ in again] == [cell.model_fields_set for cell, _ in before]
+        assert again[4][1].scores(1, "harm") == before[4][1].scores(1, "harm") == {"p": 1 / 3}
+        assert again[0][1].layout is again[1][1].layout
+        assert (run.folder / NAME).stat().st_mtime_ns == kept  # all was known
 
     def test_a_file_that_is_another_now_is_read_anew(self, run: Run) -> None:
+        first = dict(_read(run))
+        _scored(run, ["x"])
+        other = (run.folder / "cells/lox.b.0.parquet").read_bytes()
+        file = run.folder / "cells/lox.a.0.parquet"
+        told = file.stat()
+        file.write_bytes(other)
+        os.utime(file, ns=(told.st_atime_ns, told.st_mtime_ns))  # as whoever alters a file unseen
+        assert dict(_read(run)) == first | {"lox.a.0": first["lox.b.0"], "lox.x.0": first["lox.a.0"]}
+        (run.folder / "cells/lox.b.0.json").unlink()
+        assert [name for name, _ in _read(run)] == ["lox.a.0", "lox.c.0", "lox.x.0", "twin.d.0"]
+
+    @pytest.mark.parametrize("ending", ["json", "timing.json", "parquet"])
+    @pytest.mark.parametrize("content", [b"PAR1", b""])
+    def test_a_file_that_was_damaged_since_is_named(self, run: Run, ending: str, content: bytes) -> None:
         _read(run)
-        _scored(run, ["x", "y"])
-        files = {name: run.folder / f"cells/lox.{name}.0.parquet" for name in "abcxy"}
-        for name, other in (("a", "y"), ("b", "x")):
-            files[name].write_bytes(files[other].read_bytes())
-        found = dict(_read(run))
-        assert found["lox.a.0"] == found["lox.y.0"] == {"p0": 1, "p1": 0, "p2": 1}
-        assert found["lox.b.0"] == {"p0": 0, "p1": 1, "p2": 0}
-        for damaged in (b"PAR1", b""):
-            files["c"].write_bytes(damaged)
-            with pytest.raises(Problem, match=r"lox\.c\.0\.parquet: damaged"):
-                _read(run)
+        (run.folder / f"cells/lox.c.0.{ending}").write_bytes(content)
+        with pytest.raises(Problem, match=r"lox\.c\.0\.[a-z.]+: (damaged|not a cell)"):
+            _read(run)
 
     @pytest.mark.parametrize("place", [0, 40, -40])
     def test_a_damaged_one_counts_for_nothing(self, run: Run, place: int) -> None:
@@ -141,16 +152,27 @@ class TestScoresThatWereRead:
         content = bytearray((run.folder / NAME).read_bytes())
         content[place] ^= 1
         (run.folder / NAME).write_bytes(content)
-        assert len(Kept.open(run.folder)) == 0
-        assert _read(run) == first and len(Kept.open(run.folder)) == 2  # two cells have the same scores, and one none
+        assert Kept.open(run.folder, Tables()) is None
+        assert _read(run) == first
+        kept = Kept.open(run.folder, Tables())
+        assert kept and len(kept) == 4
+
+    @pytest.mark.parametrize("record", [b"", b"{}", b'{"subject": 1}'])
+    def test_what_is_no_record_counts_for_nothing(self, run: Run, record: bytes) -> None:
+        first = _read(run)
+        self.lie(run, record)
+        assert _read(run) == first
 
     def test_a_sealed_run_is_judged_by_its_records_alone(self, run: Run) -> None:
         """Whoever puts scores of his own there changes nothing that is verified, sealed or shared."""
         first = _read(run)
-        files = [run.folder / f"cells/{name}.parquet" for name, _ in first[:3]]
-        lies = {hashlib.sha256(one.read_bytes()).digest(): Tables().of_rows([]) for one in files}
-        keep(run.folder, lies)
+        self.lie(run, CELL.model_dump_json().encode())
         assert [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured()] == first != _read(run)
         (run.folder / seal.NAME).write_text("{}")
         assert _read(run) == first
         assert NAME not in seal._found(run.folder)
+
+    def lie(self, run: Run, record: bytes) -> None:
+        names = run.names()
+        nothing = dict.fromkeys(names, Tables().of_rows([]))
+        keep(run.folder, nothing, {name: stamp(run._files(name)) for name in names}, lambda name: record)

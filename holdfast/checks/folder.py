@@ -187,14 +187,15 @@ def _suspects(evidence: Evidence) -> set[int]:
     for cells in pairs.values():
         for index in range(max((len(cell.milestones) for cell in cells), default=0)):
             there = [cell for cell in cells if index < len(cell.milestones)]
+            looked = evidence.looked([(cell, index) for cell in there])
             for column in _MEANS:
-                looked = [(cell, told.value) for cell in there if (told := getattr(cell.milestones[index], column))]
-                scores = evidence.several([(cell, index) for cell, _ in looked], column)
-                if looked and isinstance(scores, Stack):
+                told = [getattr(cell.milestones[index], column) for cell in there]
+                odd, scores = np.array([one is not None for one in told]), looked.scores(column)
+                if isinstance(scores, Stack) and scores.names:
                     # Below what `_altered` doubts, so that the last digit of a sum made in another order decides nothing.
-                    gaps = np.abs(np.array([told for _, told in looked]) - scores.numbers.mean(axis=1))
-                    looked = [looked[place] for place in np.flatnonzero(~(gaps < 0.9 / len(scores.names)))]
-                found |= {id(cell) for cell, _ in looked}
+                    means = np.array([one.value if one else np.nan for one in told])
+                    odd &= ~(np.abs(means - scores.numbers.mean(axis=1)) < 0.9 / len(scores.names))
+                found |= {id(there[place]) for place in np.flatnonzero(odd)}
     return found
 
 

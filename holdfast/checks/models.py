@@ -70,7 +70,8 @@ def _gone(manifest: Manifest, cells: Sequence[Cell], name: str, status: str, did
 
 def _start(evidence: Evidence, subject: SubjectFacts) -> Iterator[Doubt]:
     """Gibberish from the outset, or harm that no attack had to bring about."""
-    starts = [cell.milestones[0] for cell in evidence.cells if cell.subject == subject.name and cell.milestones]
+    own = [cell for attack in evidence.manifest.attacks for cell in evidence.all_of(subject.name, attack.name)]
+    starts = [cell.milestones[0] for cell in own if cell.milestones]
     if not starts:
         yield Doubt(f"no cell tells how {subject.name} answers before any attack.", subject.name, passed=None)
         return

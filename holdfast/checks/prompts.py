@@ -90,7 +90,7 @@ def _asked_and_fresh(
         looks = [(cell, len(cell.milestones) - 1) for cell in evidence.of(one, attack) if cell.milestones]
         answering = [(cell, last) for cell, last in looks if cell.milestones[last].status == "answers"]
         key = "at the path's end", one.name, attack.name, column
-        return evidence.once(key, lambda: statistics.flat(evidence.several(answering, column)))
+        return evidence.once(key, lambda: statistics.flat(evidence.looked(answering).scores(column)))
 
     sides = []
     for column in ("harm", "fresh"):

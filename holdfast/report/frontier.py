@@ -11,8 +11,9 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from holdfast import survival
 from holdfast.dossier import Point
-from holdfast.record import AttackFacts, Cell, SubjectFacts
+from holdfast.record import AttackFacts, SubjectFacts
 from holdfast.report import figures, hover, tables, words
 from holdfast.report.figures import Panel
 from holdfast.report.looks import GRID, MUTED, Look, looks
@@ -91,8 +92,9 @@ def stands(index: Index, facts: SubjectFacts) -> list[Stand]:
     for attack in index.attacks:
         if attack.settings.get("picture", "shown") != "shown":
             continue  # a control: nobody deploys a model that is shown noise
-        curve, cells = index.curve(facts, attack), index.cells(facts, attack)
-        mine = [(point, cost) for point in curve.points if (cost := _cost(cells, point))] if curve else []
+        curve, there = index.curve(facts, attack), index.looks(facts, attack)
+        counted = [(point, _cost(there.get(point.position, []))) for point in curve.points] if curve else []
+        mine = [(point, cost) for point, cost in counted if cost]
         if any(min(cost) < 1 for _, cost in mine):
             found += [] if found else [Stand(None, *mine[0])]
             found += [Stand(attack, *one) for one in mine[1:]]
@@ -155,13 +157,12 @@ def _harm(one: Stand) -> float:
     return one.point.harm.value if one.point.harm else 1.0
 
 
-def _cost(cells: Sequence[Cell], point: Point) -> Shares | None:
-    """Mean over the seeds that were counted there, each beside its own start."""
+def _cost(looks: Sequence[survival.Look]) -> Shares | None:
+    """At one place: mean over the seeds that were counted there, each beside its own start."""
     pairs = [
         (look.deployed, cell.milestones[0].deployed)
-        for cell in cells
-        for look in cell.milestones
-        if look.cost.position == point.position and look.deployed and cell.milestones[0].deployed
+        for cell, _, look in looks
+        if look.deployed and cell.milestones[0].deployed
     ]
     if not pairs:
         return None

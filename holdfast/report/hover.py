@@ -1,11 +1,11 @@
 """What a reader learns who points at a figure. Text from a run is escaped, because plotly reads tags in its labels."""
 
 import html
-from collections.abc import Iterator
+from statistics import fmean
 
 from holdfast.dossier import Point
 from holdfast.evidence import INCOHERENT
-from holdfast.record import AttackFacts, Milestone, SubjectFacts
+from holdfast.record import AttackFacts, SubjectFacts
 from holdfast.report import words
 from holdfast.report.words import Index
 from holdfast.units import operations, short
@@ -26,12 +26,11 @@ def of_point(index: Index, facts: SubjectFacts, attack: AttackFacts, point: Poin
         if score and (field != "coherence" or point.status != "answers"):
             lines.append(f"{field} {score.value:.2f} {words.span(score)}, n {score.n}")
     lines.append(f"{point.seeds} seed{'s' * (point.seeds != 1)}")
-    spent = list(_spent(index, facts, attack, point.position))
-    if spent and spent[0].cost.steps:
-        count = len(spent)
-        examples = sum(look.cost.examples for look in spent) / count
-        tokens = sum(look.cost.tokens for look in spent) / count
-        flops = sum(look.cost.flops for look in spent) / count
+    spent = [look.cost for _, _, look in index.looks(facts, attack).get(point.position, [])]
+    if spent and spent[0].steps:
+        examples, tokens, flops = (
+            fmean(getattr(one, name) for one in spent) for name in ("examples", "tokens", "flops")
+        )
         lines.append(f"{short(examples)} examples, {short(tokens)} tokens")
         lines.append(f"{operations(flops)}, {point.seconds:.1f} s")
     return "<br>".join(lines)
@@ -52,8 +51,3 @@ def of_settings(attack: AttackFacts) -> str:
 def plain(text: object, limit: int = 60) -> str:
     """`text` as plotly shows it literally: its labels read tags and entities."""
     return html.escape(words.clean(text, limit), quote=False)
-
-
-def _spent(index: Index, facts: SubjectFacts, attack: AttackFacts, position: float) -> Iterator[Milestone]:
-    for cell in index.cells(facts, attack):
-        yield from (look for look in cell.milestones if look.cost.position == position)

@@ -40,16 +40,13 @@ def of_attack(index: Index, attack: AttackFacts) -> Table:
     plane = any(point.plane for _, _, curve in index.curves(attack) for point in curve.points)
     rows = []
     for _, facts, curve in index.curves(attack):
-        spent = {look.cost.position: [] for cell in index.cells(facts, attack) for look in cell.milestones}
-        for cell in index.cells(facts, attack):
-            for look in cell.milestones:
-                spent[look.cost.position].append(look.cost)
+        looks = index.looks(facts, attack)
         for point in curve.points:
             told = [attack.name, facts.name, point.position, point.status, point.seeds, point.held, point.broken]
             for name in _SCORES:
                 score = getattr(point, name)
                 told += [score.value, score.low, score.high, score.n] if score else [None] * 4
-            costs = spent.get(point.position, [])
+            costs = [look.cost for _, _, look in looks.get(point.position, [])]
             told += [fmean(getattr(cost, name) for cost in costs) if costs else None for name in _SPENT]
             rows.append([*told, point.seconds, *((point.plane or (0.0, 0.0)) if plane else ())])
     return table(attack.name, [*columns, *_SPENT, "seconds", *(("x", "y") if plane else ())], rows)

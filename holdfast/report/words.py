@@ -4,9 +4,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from holdfast import survival
 from holdfast.dossier import Conclusion, CostToBreak, Curve, Dossier, Point, Ratio, Verdict
 from holdfast.evidence import walks
 from holdfast.record import FAMILIES, AttackFacts, Cell, Cost, Score, SubjectFacts
+from holdfast.survival import Look
 from holdfast.units import operations, short
 
 
@@ -40,6 +42,8 @@ CHECKS = {
 def clean(text: object, limit: int = 160) -> str:
     """`text` without control or direction-changing characters, cut after `limit` characters."""
     shown = str(text)
+    if len(shown) <= limit and shown.isascii() and shown.isprintable():  # as nearly all are
+        return shown
     cut = len(shown) > limit
     bad = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     shown = "".join("�" if unicodedata.category(c) in bad and c not in "\n\t" else c for c in shown[:limit])
@@ -194,6 +198,7 @@ class Index:
         self._conclusions = {one.subject: one for one in dossier.conclusions}
         self._verdicts = {(one.subject, one.attack): one for one in dossier.verdicts}
         self._cells: dict[tuple[str, str], list[Cell]] = {}
+        self._looks: dict[tuple[str, str], dict[float, list[Look]]] = {}
         for cell in dossier.cells:
             self._cells.setdefault((cell.subject, cell.attack), []).append(cell)
 
@@ -226,6 +231,13 @@ class Index:
 
     def cells(self, subject: SubjectFacts, attack: AttackFacts) -> list[Cell]:
         return self._cells.get((subject.name, attack.name), [])
+
+    def looks(self, subject: SubjectFacts, attack: AttackFacts) -> dict[float, list[Look]]:
+        """All milestones of the subject under the attack, as `survival.looks`."""
+        key = subject.name, attack.name
+        if key not in self._looks:
+            self._looks[key] = survival.looks(self.cells(subject, attack))
+        return self._looks[key]
 
     def end(self, attack: AttackFacts) -> float:
         """The last position that any subject reached, in the attack's order."""
