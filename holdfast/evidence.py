@@ -95,9 +95,9 @@ def alike(cells: Sequence[Cell]) -> bool:
 
 def ending(cells: Sequence[Cell], axis: str) -> tuple[float, Status] | None:
     """From which position on to the path's end most seeds answer no more, and how they are at the end; None if they do."""
-    since = None
+    since, looks = None, survival.looks(cells)
     for position in reversed(survival.path(cells, axis)):
-        there = [look.status for cell in cells for look in cell.milestones if look.cost.position == position]
+        there = [look.status for _, _, look in looks[position]]
         if most(there) == "answers":
             break
         since = (position, since[1] if since else most(there))

@@ -4,9 +4,10 @@ Every interval is a 95 % one and never NaN. Knows no torch and no files.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import fsum
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -79,7 +80,8 @@ def below_zero(differences: ArrayLike) -> float:
     return 0.5 if above(most) >= 0 else float(np.exp(optimize.brentq(above, least, most)))
 
 
-class _Spread(NamedTuple):
+@dataclass(frozen=True)
+class _Spread:
     """A mean and what its variance is made of: mean squares by seed, by prompt and of the rest, each over all scores."""
 
     mean: float
@@ -89,11 +91,11 @@ class _Spread(NamedTuple):
     seeds: int
     prompts: int
 
-    @property
+    @cached_property
     def variance(self) -> float:
         return max(self.by_seed + self.by_prompt - self.rest, 0.0)
 
-    @property
+    @cached_property
     def freedom(self) -> float:
         """Satterthwaite's (1946) degrees of freedom of the variance, never fewer than the fewer of seeds and prompts have."""
         parts = (
@@ -116,7 +118,7 @@ class _Spread(NamedTuple):
         howe += _quantile(self.prompts - 1, tail) ** 2 * max(self.by_prompt - self.rest, 0.0)
         return float(np.sqrt((howe + _quantile(self.freedom, tail) ** 2 * self.variance) / 2))
 
-    @property
+    @cached_property
     def short(self) -> float:
         """How much of the width that zero events among the prompts have this spread lacks, in [0, 1]. Told at 95 % for every
         level: both widths grow with the level, what one lacks of the other does not, and bounds must never come closer."""
