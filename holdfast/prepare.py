@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 import holdfast
 from holdfast import disk, hardened, likeness, packed, policy, trial
@@ -225,17 +226,24 @@ def _judges(recipe: Recipe, audit: Run, tell: Callable[[str], None]) -> dict[str
 def _attack_facts(recipe: Recipe) -> Iterator[AttackFacts]:
     for attack in recipe.attacks:
         method = attack.build()
-        yield AttackFacts(
-            name=attack.name,
-            method=attack.method,
-            axis=method.axis,
-            family=method.family,
-            negative_control=attack.negative_control,
-            needs=method.needs,
-            settings=method.model_dump(mode="json"),
-            seeds=tuple(attack.seeds or recipe.seeds),
-            found=attack.found,
-        )
+        try:
+            facts = AttackFacts(
+                name=attack.name,
+                method=attack.method,
+                axis=method.axis,
+                family=method.family,
+                negative_control=attack.negative_control,
+                needs=method.needs,
+                settings=method.model_dump(mode="json"),
+                seeds=tuple(attack.seeds or recipe.seeds),
+                found=attack.found,
+            )
+        except ValidationError as error:  # of an attack of somebody's own
+            why = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise Problem(
+                f"attack {attack.name}, {why}; checks reckon with it: give your setting another name"
+            ) from error
+        yield facts
 
 
 def _subjects(

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from cases import in_turn
-from holdfast import method
+from holdfast import method, prepare, recipe
 from holdfast.corpus import Corpus
 from holdfast.lm import LM, Fit
 from holdfast.method import Answers, Attack, Defense, Eval, Method, Organism, Room, Rubric
@@ -415,6 +415,21 @@ def test_a_file_of_one_s_own(tmp_path: Path, checkpoint: Make, corpus: Corpus, m
     assert [*said.values()] == [1, 0]
     with pytest.raises(Problem, match=r"recipe: unknown key 'facto'; did you mean 'factor'\?"):
         method.make("attacks", "./mine.py", "recipe", facto=1)
+
+
+def test_a_setting_that_checks_reckon_with_is_a_number(tmp_path: Path, corpus: Corpus) -> None:
+    corpus.save(tmp_path / "corpus.jsonl")
+    (tmp_path / "mine.py").write_text(OWN_ATTACK.replace("factor: float = 2.0", 'learning_rate: str = "auto"'))
+    told = {
+        "name": "own",
+        "corpus": "corpus.jsonl",
+        "harm": "exact",
+        "attacks": [{"name": "mine", "method": "./mine.py"}],
+        "subjects": [{"name": "a", "model": "m"}],
+    }
+    made = recipe.resolved(told, tmp_path / "recipe.toml")
+    with pytest.raises(Problem, match="attack mine, learning_rate: not a number.*give your setting another name"):
+        list(prepare._attack_facts(made))
 
 
 @pytest.mark.parametrize(
