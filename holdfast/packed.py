@@ -8,16 +8,15 @@ import copy
 import json
 import os
 import re
-from contextlib import redirect_stderr
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, modeling_gguf_pytorch_utils
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from holdfast import disk
 from holdfast.checkpoint import locate
@@ -28,6 +27,7 @@ from holdfast.problem import Problem, printable
 from holdfast.sight import Sight
 from holdfast.sizes import refuse_false_gguf
 
+modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # whose switch for bars the one of GGUF files does not heed else
 ADAPTER = "adapter_config.json"
 
 
@@ -140,8 +140,7 @@ def _from_gguf(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         )
     refuse_false_gguf(file)
     try:
-        # What lies beside the file is no part of it; and transformers has a bar here that nothing else puts away.
-        with TemporaryDirectory() as alone, redirect_stderr(StringIO()):
+        with TemporaryDirectory() as alone:  # what lies beside the file is no part of it
             os.symlink(file.resolve(), Path(alone) / "model.gguf")
             how = {"gguf_file": "model.gguf", "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(alone, **how)

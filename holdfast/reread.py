@@ -1,8 +1,8 @@
 """What was read of a run's cells, kept in one file: however small a file is, opening and decoding it takes its time.
 
 A cell is kept with what the file system says of its files (sizes, times and numbers), so that one that was written, replaced or
-removed since is read anew. Nothing rests on this file: it may be deleted at any time, no seal is about it, and whoever verifies a
-run leaves it alone. Knows no torch.
+removed since is read anew; what changes behind its back is seen by whoever verifies the run. Nothing rests on this file: it may
+be deleted at any time, no seal is about it, and whoever verifies a run leaves it alone. Knows no torch.
 """
 
 import hashlib
@@ -29,12 +29,16 @@ _KINDS = (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64))
 _FORMAT = [holdfast.__version__, *COLUMNS]
 """Another version may read a file in another way."""
 _NOTHING = np.empty(0)
+_UNREADABLE = (
+    *(pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError),
+)
+"""What a file that somebody made up may raise."""
 _DIGEST = 32
 _STAT = struct.Struct("<QqqQ")
 _BATCH = 4096
 """Cells that are decompressed at a time."""
 _OWN = ("name", "stamp", "layout", "kind", "values")
-_TYPES = (pa.string(), pa.binary(), pa.int64(), pa.int64(), pa.large_binary())
+_TYPES = (pa.string(), pa.binary(3 * _STAT.size), pa.int64(), pa.int64(), pa.large_binary())
 """Of the columns that are read at once; the record of a cell is read when it is asked for."""
 _RECORD = ("record", pa.large_binary())
 
@@ -74,7 +78,7 @@ class Kept:
                 return None
             layouts, *read = _unpacked(content.slice(_DIGEST))
             return cls([one.layout for one in tables.shared([Table(one, _NOTHING) for one in layouts])], *read)
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError):
+        except _UNREADABLE:
             return None
 
     def __len__(self) -> int:
@@ -137,24 +141,38 @@ def _unpacked(content: pa.Buffer) -> tuple[list[Layout], pa.Table, np.ndarray, n
         for some in ([*range(len(_OWN))], [len(_OWN)])
     )
     told = json.loads((own.schema.metadata or {})[b"layouts"])
-    if told["format"] != _FORMAT:
+    if told["format"] != _FORMAT or own.schema.types != [*_TYPES]:
         raise ValueError("of another version")
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
     layouts = [Layout(dict(_spans(one, known))) for one in told["layouts"]]
-    table = own.read_all().combine_chunks()
+    table = own.read_all()
+    table.validate(full=True)  # else whoever wrote the file says where in memory its texts lie
+    table = table.combine_chunks()
+    rows = [_sound(records.get_batch(number)) for number in range(records.num_record_batches)]
+    if (
+        sum(rows) != len(table)
+        or any(one != _BATCH for one in rows[:-1])
+        or any(one.null_count for one in table.columns)
+        or len({*table["name"].to_pylist()}) != len(table)
+    ):
+        raise ValueError("cells are missing")
     chunk = table["values"].chunk(0)
     _, offsets, data = chunk.buffers()
     ends = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
     values = np.frombuffer(data, dtype=np.uint8)
     sizes = np.array([max((int(where.max()) + 1 for _, where in one.spans.values()), default=0) for one in layouts])
     widths = np.array([kind.itemsize for kind in _KINDS])[table["kind"].to_numpy()]
-    if (
-        ends[0] != 0
-        or (np.diff(ends) < sizes[table["layout"].to_numpy()] * widths).any()
-        or (np.diff(ends) % widths).any()
-    ):
+    if ends[0] != 0 or (np.diff(ends) != sizes[table["layout"].to_numpy()] * widths).any() or ends[-1] > len(values):
         raise ValueError("values are missing")
     return layouts, table, ends, values, records
+
+
+def _sound(batch: pa.RecordBatch) -> int:
+    """How many rows it has. Raises ValueError where it does not hold together."""
+    batch.validate(full=True)
+    if batch.column(0).null_count:
+        raise ValueError("records are missing")
+    return batch.num_rows
 
 
 def _spans(told: list[Any], known: dict[tuple[str, ...], tuple[str, ...]]) -> Iterator[Any]:

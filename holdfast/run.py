@@ -164,14 +164,16 @@ class Run:
         stamps = {name: reread.stamp(self._files(name)) for name in names} if remember else {}
         kept = Kept.open(self.folder, tables) if remember else None
         unknown = [name for name in names if kept is None or not kept.knows(name, stamps[name])]
-        strange, anew, met = {*unknown}, self._anew(unknown, tables), {}
+        strange, anew, met, stale = {*unknown}, self._anew(unknown, tables), {}, bool(unknown)
         for name in names:
-            read = next(anew) if kept is None or name in strange else self._again(kept, name, tables)
+            read = None if kept is None or name in strange else _again(kept, name)
+            if read is None:
+                stale, read = True, next(anew if name in strange else self._anew([name], tables))
             if read:
                 yield read
                 if remember:
                     met[name] = read
-        if unknown and remember:
+        if stale and remember:
             found = {name: table for name, (_, table) in met.items()}
             reread.keep(self.folder, found, stamps, lambda name: _json(met[name][0]))
 
@@ -185,17 +187,14 @@ class Run:
             for cell, table in zip(cells, tables.shared(found), strict=True):
                 yield (cell, table) if cell else None
 
-    def _again(self, kept: Kept, name: str, tables: Tables) -> tuple[Cell, Table] | None:
-        """One that was kept; read anew where that is no record."""
-        record, table = kept.cell(name)
-        try:
-            return Cell.model_validate_json(record), table
-        except ValidationError:
-            return next(self._anew([name], tables))
-
     def _read(self, names: Sequence[str], tables: Tables) -> "_Read":
         """These cells, with their scores. Raises `Problem` as `cell` and `rows`."""
-        return [self.cell(name) for name in names], [self._scored(tables, name) for name in names]
+        cells: list[Cell | None] = []
+        found: list[Table] = []
+        for name in names:  # all of a cell at once, which an audit may be writing anew
+            cells.append(self.cell(name))
+            found.append(self._scored(tables, name))
+        return cells, found
 
     def _scored(self, tables: Tables, name: str) -> Table:
         table = self._table(name, (*KEYS, *COLUMNS))
@@ -238,6 +237,16 @@ class Run:
 
 
 _Read = tuple[list[Cell | None], list[Table]]
+
+
+def _again(kept: Kept, name: str) -> tuple[Cell, Table] | None:
+    """One that was kept; None where that is not its record."""
+    record, table = kept.cell(name)
+    try:
+        cell = Cell.model_validate_json(record)
+    except ValidationError:
+        return None
+    return (cell, table) if cell.name == name else None
 
 
 def _json(cell: Cell) -> bytes:

@@ -209,6 +209,8 @@ class Tables:
 def _scored(schema: pa.Schema) -> tuple[str, ...]:
     """The columns that hold scores. Raises ValueError where one, or a key, is not what it must be."""
     kinds = dict(zip(schema.names, schema.types, strict=True))
+    if len(kinds) != len(schema.names):
+        raise ValueError("a column stands there twice")
     for name, fits in zip(KEYS, (pa.types.is_integer, _is_text), strict=True):
         if name not in kinds or not fits(kinds[name]):
             raise ValueError(f"its column {name!r} is missing, or of another type")

@@ -61,16 +61,13 @@ def test_the_trap_sees_a_child_that_asks(tmp_path: Path) -> None:
 
 
 def test_no_command_asks(tmp_path: Path, checkpoint: Callable[[str], tiny.Made]) -> None:
-    """Audit a hardened model beside its twin, report, harden: TRL and plain training, adapters, cuts."""
+    """Audit a hardened model beside its twin, report, harden: what imports most, TRL and adapters. (Cuts: the search below.)"""
     made = checkpoint("llama")
     tune = audits.TUNE | {"data": "harmful"}
     recipe = audits.write(
         tmp_path,
         made,
-        [
-            {"name": "adapter", "lora_rank": 2} | tune | {"trainer": "trl"},
-            {"name": "cut", "method": "prune", "fractions": [0.5]},
-        ],
+        [{"name": "adapter", "lora_rank": 2} | tune | {"trainer": "trl"}],
         subjects=[
             {"name": "twin", "model": str(made.aligned), "base": str(made.base)},
             {"name": "lox", "twin": "twin", "harden": {"method": "lox", "rank": 2, "strength": 0.5}},

@@ -20,7 +20,6 @@ from holdfast.recipe import AttackRecipe
 QUICK = (
     "docs/howto/attack.md",
     "docs/howto/defense.md",
-    "docs/howto/harden.md",
     "docs/howto/install.md",
     "docs/howto/read.md",
     "docs/publishing.md",

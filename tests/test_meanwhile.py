@@ -1,5 +1,6 @@
 """Work that is done in a copy of the process, while it goes on itself."""
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -62,7 +63,16 @@ def test_a_copy_ends_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert callable(value) and not [*tmp_path.iterdir()]
 
 
-def test_curves_made_beside_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_looks_for_garbage_meanwhile() -> None:
+    assert gc.isenabled()
+    with processes.unswept():
+        with pytest.raises(ZeroDivisionError), processes.unswept():
+            1 / 0  # noqa: B018
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_what_is_made_beside_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     told = runs.manifest([runs.subject("undefended"), runs.subject("lox", twin="undefended")], [runs.attack("tune")])
     cells = [runs.cell(name, "tune", seed, runs.clock(0.1, 0.7)) for name in ("undefended", "lox") for seed in (0, 1)]
 
@@ -71,4 +81,5 @@ def test_curves_made_beside_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 
     here = judged()
     monkeypatch.setattr("holdfast.curves.MANY", 1)
-    assert judged() == here and here.curves
+    monkeypatch.setattr("holdfast.verdict.MANY", 1)
+    assert judged() == here and here.curves and here.checks and here.verdicts[0].reasons

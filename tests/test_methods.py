@@ -428,7 +428,7 @@ def test_a_setting_that_checks_reckon_with_is_a_number(tmp_path: Path, corpus: C
         "subjects": [{"name": "a", "model": "m"}],
     }
     made = recipe.resolved(told, tmp_path / "recipe.toml")
-    with pytest.raises(Problem, match="attack mine, learning_rate: not a number.*give your setting another name"):
+    with pytest.raises(Problem, match=r"attack mine, learning_rate: not a number.*give your setting another name"):
         list(prepare._attack_facts(made))
 
 

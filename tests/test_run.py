@@ -1,11 +1,15 @@
 """A run's folder read back: what is damaged is named, never a traceback. (What it holds whole: test_cell.py, test_audit.py.)"""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import runs
@@ -92,6 +96,18 @@ def test_processes_read_the_scores_that_are_read_here(tmp_path: Path, monkeypatc
         list(run.measured())
 
 
+@pytest.mark.parametrize("twice", ["harm", "milestone"])
+def test_a_column_that_stands_there_twice_is_damage(tmp_path: Path, twice: str) -> None:
+    run = Run(tmp_path)
+    run.save(CELL, [{"milestone": 0, "id": "a", "harm": 0.5}])
+    file = tmp_path / f"cells/{CELL.name}.parquet"
+    whole = pq.read_table(file)
+    pq.write_table(whole.append_column(twice, whole[twice]), file)
+    for read in (lambda: run.rows(CELL.name), lambda: list(run.measured())):
+        with pytest.raises(Problem, match=r"parquet: damaged.*twice"):
+            read()
+
+
 def _read(run: Run) -> list[tuple[str, dict[str, float]]]:
     return [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured(remember=True)]
 
@@ -118,7 +134,7 @@ class TestCellsThatWereRead:
         assert first == [("lox.a.0", {"p0": 0, "p1": 1, "p2": 0}), ("lox.b.0", {"p0": 1, "p1": 0, "p2": 1}),
                          ("lox.c.0", {"p0": 0, "p1": 1, "p2": 0}), ("twin.d.0", {}), ("twin.e.0", {})]  # fmt: skip
         kept = (run.folder / NAME).stat().st_mtime_ns
-        monkeypatch.setattr(run, "_read", None)  # nothing is read but what was kept
+        monkeypatch.setattr(Run, "_read", None)  # nothing is read but what was kept
         again = [*run.measured(remember=True)]
         assert [cell for cell, _ in again] == [cell for cell, _ in before]
         assert [cell.model_fields_set for cell, _ in again] == [cell.model_fields_set for cell, _ in before]
@@ -157,22 +173,58 @@ class TestCellsThatWereRead:
         kept = Kept.open(run.folder, Tables())
         assert kept and len(kept) == 4
 
-    @pytest.mark.parametrize("record", [b"", b"{}", b'{"subject": 1}'])
-    def test_what_is_no_record_counts_for_nothing(self, run: Run, record: bytes) -> None:
+    @pytest.mark.parametrize("record", [b"", b"{}", b'{"subject": 1}', CELL.model_dump_json().encode()])
+    def test_what_is_no_record_of_that_cell_counts_for_nothing(self, run: Run, record: bytes) -> None:
         first = _read(run)
-        self.lie(run, record)
+        self.lie(run, lambda name: record)
+        before = (run.folder / NAME).read_bytes()
         assert _read(run) == first
+        assert (run.folder / NAME).read_bytes() != before  # and is replaced
+
+    @pytest.mark.parametrize("where", [[10**30], [1e300], [float("inf")], [-1], ["a"], [0, 7], [99]])
+    def test_a_layout_that_somebody_made_up_counts_for_nothing(self, run: Run, where: list[Any]) -> None:
+        first = _read(run)
+        self.rewritten(run, lambda told: [one[0][3].__setitem__(slice(None), where) for one in told["layouts"] if one])
+        assert Kept.open(run.folder, Tables()) is None
+        assert _read(run) == first
+
+    def test_texts_that_lie_elsewhere_in_memory_count_for_nothing(self, run: Run) -> None:
+        """Else whoever wrote the file could end the process that reads it."""
+        first = _read(run)
+        self.rewritten(run, lambda told: told)  # without compression
+        told = np.cumsum([0, *map(len, run.names())], dtype=np.int32)
+        content = (run.folder / NAME).read_bytes()[32:]
+        assert content.count(told.tobytes()) == 1
+        content = content.replace(told.tobytes(), np.append(told[:1], told[1:] + 2**30).astype(np.int32).tobytes())
+        (run.folder / NAME).write_bytes(hashlib.sha256(content).digest() + content)
+        assert Kept.open(run.folder, Tables()) is None
+        assert _read(run) == first
+
+    def rewritten(self, run: Run, change: Callable[[dict[str, Any]], Any]) -> None:
+        with pa.ipc.open_file(pa.BufferReader((run.folder / NAME).read_bytes()[32:])) as file:
+            table = file.read_all()
+        told = json.loads(table.schema.metadata[b"layouts"])
+        change(told)
+        self.put(run, table.replace_schema_metadata({"layouts": json.dumps(told)}))
+
+    def put(self, run: Run, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as file:
+            file.write_table(table)
+        content = sink.getvalue().to_pybytes()
+        (run.folder / NAME).write_bytes(hashlib.sha256(content).digest() + content)
 
     def test_a_sealed_run_is_judged_by_its_records_alone(self, run: Run) -> None:
         """Whoever puts scores of his own there changes nothing that is verified, sealed or shared."""
         first = _read(run)
-        self.lie(run, CELL.model_dump_json().encode())
+        self.lie(run)
         assert [(cell.name, dict(table.scores(0, "harm"))) for cell, table in run.measured()] == first != _read(run)
         (run.folder / seal.NAME).write_text("{}")
         assert _read(run) == first
         assert NAME not in seal._found(run.folder)
 
-    def lie(self, run: Run, record: bytes) -> None:
-        names = run.names()
+    def lie(self, run: Run, record: Callable[[str], bytes] | None = None) -> None:
+        """No cell was scored, as what was kept tells it."""
+        names, cells = run.names(), {cell.name: cell.model_dump_json().encode() for cell in run.cells()}
         nothing = dict.fromkeys(names, Tables().of_rows([]))
-        keep(run.folder, nothing, {name: stamp(run._files(name)) for name in names}, lambda name: record)
+        keep(run.folder, nothing, {name: stamp(run._files(name)) for name in names}, record or cells.__getitem__)
