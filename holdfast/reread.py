@@ -89,15 +89,18 @@ class Kept:
         row = self._rows.get(name)
         return row is not None and self._stamps[row] == stamp
 
-    def cell(self, name: str) -> tuple[bytes, Table]:
-        """The record of a cell that is known, as JSON, and its scores. Those that stand beside each other are best asked for one
-        after the other."""
+    def table(self, name: str) -> Table:
+        """The scores of a cell that is known."""
         row = self._rows[name]
         own = self._values[self._ends[row] : self._ends[row + 1]].view(_KINDS[self._kinds[row]])
-        number, place = divmod(row, _BATCH)
+        return Table(self._layouts[self._laid[row]], own)
+
+    def record(self, name: str) -> bytes:
+        """Its record, as JSON. Those that stand beside each other are best asked for one after the other."""
+        number, place = divmod(self._rows[name], _BATCH)
         if self._batch[0] != number:
             self._batch = number, self._records.get_batch(number).column(0)
-        return self._batch[1][place].as_py(), Table(self._layouts[self._laid[row]], own)
+        return self._batch[1][place].as_py()
 
 
 def keep(
@@ -137,7 +140,7 @@ def _told(layout: Layout) -> list[list[Any]]:
 def _unpacked(content: pa.Buffer) -> tuple[list[Layout], pa.Table, np.ndarray, np.ndarray, Any]:
     """What makes a `Kept`. Raises ValueError where it does not hold together."""
     own, records = (
-        pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=some))
+        pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(use_threads=False, included_fields=some))
         for some in ([*range(len(_OWN))], [len(_OWN)])
     )
     told = json.loads((own.schema.metadata or {})[b"layouts"])

@@ -26,6 +26,8 @@ SEAL = "seal.json"
 """Where a run's seal lies (`seal`)."""
 _AHEAD = 512
 """Cells that one process reads while those before them are looked at."""
+_OWN = 0.6
+"""Share of the cells that were kept which this process makes while a copy, which must hand them over, makes the others."""
 MANY = 4000
 """From so many cells on, reading, judging and showing them is worth processes of its own."""
 
@@ -165,8 +167,10 @@ class Run:
         kept = Kept.open(self.folder, tables) if remember else None
         unknown = [name for name in names if kept is None or not kept.knows(name, stamps[name])]
         strange, anew, met, stale = {*unknown}, self._anew(unknown, tables), {}, bool(unknown)
+        again = _again(kept, [name for name in names if name not in strange]) if kept else iter(())
         for name in names:
-            read = None if kept is None or name in strange else _again(kept, name)
+            cell = next(again) if kept and name not in strange else None
+            read = (cell, kept.table(name)) if kept and cell else None
             if read is None:
                 stale, read = True, next(anew if name in strange else self._anew([name], tables))
             if read:
@@ -239,14 +243,20 @@ class Run:
 _Read = tuple[list[Cell | None], list[Table]]
 
 
-def _again(kept: Kept, name: str) -> tuple[Cell, Table] | None:
-    """One that was kept; None where that is not its record."""
-    record, table = kept.cell(name)
+def _again(kept: Kept, names: Sequence[str]) -> Iterator[Cell | None]:
+    """Cells that were kept, in order; None where that is not the record. Of many a copy of this process makes the last."""
+    own = round(_OWN * len(names))
+    with processes.meanwhile(lambda: [_recorded(kept, name) for name in names[own:]], len(names) >= MANY) as others:
+        yield from (_recorded(kept, name) for name in names[:own])
+        yield from others()
+
+
+def _recorded(kept: Kept, name: str) -> Cell | None:
     try:
-        cell = Cell.model_validate_json(record)
+        cell = Cell.model_validate_json(kept.record(name))
     except ValidationError:
         return None
-    return (cell, table) if cell.name == name else None
+    return cell if cell.name == name else None
 
 
 def _json(cell: Cell) -> bytes:
