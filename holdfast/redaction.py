@@ -5,11 +5,12 @@ Rows of kept answers, the sheet that people labeled and a page with examples hol
 corpora and the run lie stands in many.
 """
 
+import contextlib
 import hashlib
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +48,45 @@ def redacted(name: str, content: bytes) -> bytes | None:
         raise Problem(f"{name}: damaged ({error}); run `holdfast audit` again") from error
 
 
-def placeless(name: str, content: bytes) -> bytes:
-    """A record with every absolute path cut to its last name, as `…/base`; what is no JSON is left as it is.
+def folders(files: Iterable[tuple[str, bytes]]) -> tuple[str, ...]:
+    """Paths with spaces and the like that stand alone in a text of these records, and all that lead there, the longest first:
+    where a sentence names one of them, nothing else tells where it ends."""
+    found: set[str] = set()
+
+    def note(text: str) -> str:
+        if _whole(text) and _PATH.sub("", text):
+            path = text.rstrip("/")
+            while path.count("/") > 1:
+                found.add(path)
+                path = path.rpartition("/")[0]
+        return text
+
+    for name, content in files:
+        if name.endswith(".json"):
+            with contextlib.suppress(ValueError):  # who cuts its paths will say so
+                _mapped(json.loads(content), note)
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def placeless(name: str, content: bytes, known: Sequence[str] = ()) -> bytes:
+    """A record with every absolute path cut to its last name, as `…/base`; what is no JSON is left as it is. `known` are the
+    run's `folders`.
 
     Raises:
         Problem: the file is damaged.
     """
+
+    def cutting(text: str) -> str:
+        return _cut(text, known)
+
     try:
         if name.endswith(".json"):
             whole = json.loads(content)
-            cut = _mapped(whole, _cut)
+            cut = _mapped(whole, cutting)
             return content if cut == whole else (json.dumps(cut, indent=1, ensure_ascii=False) + "\n").encode()
         if name.endswith(".jsonl"):
             rows = [json.loads(line) for line in content.decode().splitlines()]
-            cut = _mapped(rows, _cut)
+            cut = _mapped(rows, cutting)
             return (
                 content if cut == rows else "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in cut).encode()
             )
@@ -69,9 +95,16 @@ def placeless(name: str, content: bytes) -> bytes:
     return content
 
 
-def _cut(text: str) -> str:
-    if text.startswith(("/", "~/")) and "\n" not in text and text.count("/") > 1:  # one whole path, spaces and all
+def _whole(text: str) -> bool:
+    """Whether it is one path, spaces and all."""
+    return text.startswith(("/", "~/")) and "\n" not in text and text.count("/") > 1
+
+
+def _cut(text: str, known: Sequence[str] = ()) -> str:
+    if _whole(text):
         return f"…/{text.rstrip('/').rpartition('/')[2]}"
+    for path in known:
+        text = text.replace(path, f"…/{path.rpartition('/')[2]}")
     return _PATH.sub(r"…/\1", text)
 
 
@@ -108,8 +141,9 @@ def _sheet(sheet: dict[str, Any]) -> bytes | None:
     return (json.dumps(sheet | {"drawn": drawn}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def leaks(files: Iterable[tuple[str, bytes]], corpus: Path) -> list[str]:
-    """Which files hold the text of a prompt of the corpus, also one whose paths were cut, each with the prompt's id.
+def leaks(files: Iterable[tuple[str, bytes]], corpus: Path, known: Sequence[str] = ()) -> list[str]:
+    """Which files hold the text of a prompt of the corpus, also one whose paths were cut, each with the prompt's id. `known` are
+    the run's `folders`.
 
     Raises:
         Problem: there is no such corpus any more.
@@ -118,7 +152,7 @@ def leaks(files: Iterable[tuple[str, bytes]], corpus: Path) -> list[str]:
         text: row.id
         for row in policy.prompts(corpus).rows
         if len(row.text) >= LONG
-        for text in (row.text, _cut(row.text))
+        for text in (row.text, _cut(row.text), _cut(row.text, known))
     }
     found = []
     for name, content in files:

@@ -299,6 +299,20 @@ class TestShared:
             said if left is None else left
         ]
 
+    def test_a_folder_with_spaces_is_known_from_where_it_stands_alone(self) -> None:
+        told = {
+            "folder": "/home/Jane Doe/my models/a",
+            "reason": "cannot read /home/Jane Doe/my models/a/x.bin, nor b: /x y/z",
+        }
+        content = json.dumps(told).encode()
+        known = redaction.folders([("run.json", content), ("damaged.json", b"{"), ("rows.parquet", b"PAR1")])
+        assert known == ("/home/Jane Doe/my models/a", "/home/Jane Doe/my models", "/home/Jane Doe")
+        cut = json.loads(redaction.placeless("run.json", content, known))
+        assert cut == {
+            "folder": "…/a",
+            "reason": "cannot read …/a/x.bin, nor b: /x y/z",
+        }  # the last stands nowhere alone
+
 
 @signs
 class TestSignature:

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,9 +71,10 @@ def _seal(run: Run, key: Path | None, share: Path | None, corpus: Path | None) -
         asked = _asked(manifest, corpus) if share else None
         _refuse_stale(run)
         with disk.whole(share) if share else contextlib.nullcontext() as aside:
-            shared = _copied(run, names, aside) if aside else {}
+            known = redaction.folders(_contents(run.folder, names)) if aside else ()
+            shared = _copied(run, names, aside, known) if aside else {}
             if aside and asked:
-                _refuse_leaks(run, names, aside, asked)
+                _refuse_leaks(run, names, aside, asked, known)
             at = datetime.now(UTC).isoformat(timespec="seconds")
             made = seals.sealed(run, manifest.name, holdfast.__version__, at, shared)
             content = (made.model_dump_json(indent=1) + "\n").encode()
@@ -87,7 +89,7 @@ def _seal(run: Run, key: Path | None, share: Path | None, corpus: Path | None) -
     )
     if share:
         speech.say(f"to share: {share}, {len(shared)} files without prompts, answers and names of folders")
-    elif hidden := [name for name in names if redaction.redacted(name, (run.folder / name).read_bytes())]:
+    elif hidden := [name for name, content in _contents(run.folder, names) if redaction.redacted(name, content)]:
         first = ", ".join(hidden[:3])
         speech.say(f"{len(hidden)} files hold prompts or answers ({first}); --share FOLDER writes a copy without")
 
@@ -101,11 +103,15 @@ def _refuse_stale(run: Run) -> None:
         raise Problem(f"{run.folder / seals.PAGE}: not the page that these records give; {again}")
 
 
-def _copied(run: Run, names: list[str], folder: Path) -> dict[str, str]:
-    """Lay down the run's files as they may be shared; returns the SHA-256 of those that differ from the run's."""
-    for name in names:
-        content = (run.folder / name).read_bytes()
-        disk.write(folder / name, redaction.placeless(name, redaction.redacted(name, content) or content))
+def _contents(folder: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    return ((name, (folder / name).read_bytes()) for name in names)
+
+
+def _copied(run: Run, names: list[str], folder: Path, known: Sequence[str]) -> dict[str, str]:
+    """Lay down the run's files as they may be shared; returns the SHA-256 of those that differ from the run's. `known` are the
+    run's folders."""
+    for name, content in _contents(run.folder, names):
+        disk.write(folder / name, redaction.placeless(name, redaction.redacted(name, content) or content, known))
     copy = Run(folder)
     dossier = verdict.judge(copy)
     verdict.keep(copy, dossier)
@@ -126,9 +132,9 @@ def _asked(manifest: Manifest, moved: Path | None) -> Path:
     return corpus
 
 
-def _refuse_leaks(run: Run, names: list[str], folder: Path, corpus: Path) -> None:
+def _refuse_leaks(run: Run, names: list[str], folder: Path, corpus: Path, known: Sequence[str]) -> None:
     """Nothing is shared that holds a prompt of the corpus."""
-    if found := redaction.leaks(((name, (folder / name).read_bytes()) for name in names), corpus):
+    if found := redaction.leaks(_contents(folder, names), corpus, known):
         raise Problem(f"{run.folder}: {found[0]}; nothing was written, take the text out of the recipe or the ids")
 
 
