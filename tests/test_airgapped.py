@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,14 +61,18 @@ def test_the_trap_sees_a_child_that_asks(tmp_path: Path) -> None:
     assert attempts[-2:] == ["socket.connect 192.0.2.1", "socket.sendto 192.0.2.2"]
 
 
-def test_no_command_asks(tmp_path: Path, checkpoint: Callable[[str], tiny.Made]) -> None:
-    """Audit a hardened model beside its twin, report, harden: what imports most, TRL and adapters. (Cuts: the search below.)"""
+CUT = {"name": "cut", "method": "prune", "fractions": [0.5]}
+TRL = audits.TUNE | {"name": "adapter", "data": "harmful", "lora_rank": 2, "trainer": "trl"}
+
+
+@pytest.mark.parametrize("attack", [CUT, pytest.param(TRL, marks=pytest.mark.hard)], ids=["cut", "trl"])
+def test_no_command_asks(tmp_path: Path, checkpoint: Callable[[str], tiny.Made], attack: dict[str, Any]) -> None:
+    """Audit a hardened model beside its twin, report, harden; TRL, which imports most, takes long to start."""
     made = checkpoint("llama")
-    tune = audits.TUNE | {"data": "harmful"}
     recipe = audits.write(
         tmp_path,
         made,
-        [{"name": "adapter", "lora_rank": 2} | tune | {"trainer": "trl"}],
+        [attack],
         subjects=[
             {"name": "twin", "model": str(made.aligned), "base": str(made.base)},
             {"name": "lox", "twin": "twin", "harden": {"method": "lox", "rank": 2, "strength": 0.5}},
@@ -81,7 +86,7 @@ def test_no_command_asks(tmp_path: Path, checkpoint: Callable[[str], tiny.Made])
         ["report", str(tmp_path / "run")],
         ["harden", "lox", *model, "--out", str(tmp_path / "hard"), "--rank", "2", "--strength", "0.5"],
     )
-    assert not [cell for cell in Run(tmp_path / "run").cells() if cell.status == "failed"]
+    assert [cell.status for cell in Run(tmp_path / "run").cells()] == ["done", "done"]
 
 
 @pytest.mark.hard
@@ -109,9 +114,8 @@ def test_tasks_of_inspect_ask_nobody(tmp_path: Path, checkpoint: Callable[[str],
         "from inspect_ai import Task, task\nfrom inspect_ai.dataset import Sample\nfrom inspect_ai.scorer import includes\n"
         "@task\ndef words():\n    return Task([Sample(input='modor', target='a')], scorer=includes())\n"
     )
-    cut = {"name": "cut", "method": "prune", "fractions": [0.5]}
     task = "inspect:./mine.py@words"
-    recipe = audits.write(tmp_path, checkpoint("llama"), [cut], utility=task, harm=task, utility_floor=0)
+    recipe = audits.write(tmp_path, checkpoint("llama"), [CUT], utility=task, harm=task, utility_floor=0)
     quiet(tmp_path, ["audit", str(recipe), "--out", str(tmp_path / "run"), "--processes", "1"])
     assert [cell.status for cell in Run(tmp_path / "run").cells()] != ["failed"]
 
