@@ -241,7 +241,7 @@ def grid() -> str:
 class TestGrid:
     """Some thirty attacks on three subjects: grouped, folded, and still one page."""
 
-    @pytest.mark.parametrize("opening", [0, 6, pytest.param(99, marks=pytest.mark.hard)])
+    @pytest.mark.parametrize("opening", [6, *(pytest.param(count, marks=pytest.mark.hard) for count in (0, 99))])
     def test_drawn_when_unfolded(self, grid: str, tmp_path: Path, opening: int) -> None:
         """Folded figures are drawn once they are unfolded, and no others are; the landscapes lie open."""
         path, folded = tmp_path / "report.html", '<details class="attack"'
