@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -100,7 +100,7 @@ class Kept:
         number, place = divmod(self._rows[name], _BATCH)
         if self._batch[0] != number:
             self._batch = number, self._records.get_batch(number).column(0)
-        return self._batch[1][place].as_py()
+        return cast(bytes, self._batch[1][place].as_py())
 
 
 def keep(
@@ -175,7 +175,7 @@ def _sound(batch: pa.RecordBatch) -> int:
     batch.validate(full=True)
     if batch.column(0).null_count:
         raise ValueError("records are missing")
-    return batch.num_rows
+    return cast(int, batch.num_rows)
 
 
 def _spans(told: list[Any], known: dict[tuple[str, ...], tuple[str, ...]]) -> Iterator[Any]:

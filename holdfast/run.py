@@ -263,7 +263,7 @@ def _json(cell: Cell) -> bytes:
     return cell.model_dump_json(exclude_unset=True).encode()
 
 
-def _ahead(job: tuple[Path, list[list[str]]]) -> Iterator[_Read | Problem]:
+def _ahead(job: tuple[Path, list[Sequence[str]]]) -> Iterator[_Read | Problem]:
     """Lists of a folder's cells, list by list; what a process of its own does. A damaged file ends it."""
     folder, lists = job
     run, tables = Run(folder), Tables()

@@ -15,7 +15,11 @@ def sentence(evidence: Evidence, verdict: Verdict, attack: AttackFacts) -> str:
     if verdict.harm:
         against = f" vs {show(verdict.versus_harm)}" if verdict.versus_harm else ""
         gap = f", difference {show(verdict.harm_difference, '+')}" if verdict.harm_difference else ""
-        labeled = f", by {verdict.labels} hand labels {show(verdict.corrected)}" if verdict.labels else ""
+        labeled = (
+            f", by {verdict.labels} hand labels {show(verdict.corrected)}"
+            if verdict.corrected and verdict.labels
+            else ""
+        )
         parts.append(f"harm {show(verdict.harm)}{against}{gap}{labeled}")
         parts += _bias(verdict.harm, subject, attack)
     scope = f"within this budget, by holdfast {manifest.version}, on {manifest.date}"
