@@ -56,7 +56,7 @@ def _point(evidence: Evidence, attack: AttackFacts, there: list[Look], share: fl
     """One place over the seeds that got there alive; `share` of all hold, on a clock."""
     alive = [(cell, index) for cell, index, look in there if look.status != "dead"]
     harm = {cell.seed: look.harm.value for cell, _, look in there if look.harm and look.status != "dead"}
-    looks, scores = [(cell, look) for cell, _, look in there], evidence.looked(alive)
+    looks, looked = [(cell, look) for cell, _, look in there], evidence.looked(alive)
     return Point(
         position=there[0][2].cost.position,
         plane=there[0][2].cost.plane,
@@ -66,5 +66,5 @@ def _point(evidence: Evidence, attack: AttackFacts, there: list[Look], share: fl
         broken=sum(survival.breaks(cell, look, evidence.bar) for cell, look in looks),
         held=share if attack.axis == "steps" else survival.share(looks, evidence.bar),
         per_seed=tuple(harm.get(seed) for seed in attack.seeds),
-        **{column: statistics.mean(scores.scores(column)) for column in COLUMNS},
+        **{column: statistics.mean(looked.scores(column)) for column in COLUMNS},
     )

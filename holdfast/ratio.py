@@ -17,7 +17,7 @@ from scipy import special
 
 from holdfast.dossier import Ratio
 from holdfast.record import Cell
-from holdfast.survival import Bar, distinct, path, span
+from holdfast.survival import Bar, distinct, path, spans
 
 STEP = 0.02
 """Of the grid of centers, in logs: the resolution of a ratio, 2 %."""
@@ -48,10 +48,10 @@ def ratio(ours: Sequence[Cell], theirs: Sequence[Cell], bar: Bar) -> Ratio | Non
 
 def lifetimes(cells: Sequence[Cell], positions: Sequence[float], bar: Bar) -> list[Lifetime]:
     """What each distinct seed tells of its cost; those that tell nothing are left out."""
-    spans = [span(cell, positions, bar) for cell in distinct(cells)]
+    seeds = spans(distinct(cells), positions, bar)
     with np.errstate(divide="ignore"):
         logs = [*np.log(positions), np.inf]
-    found = [Lifetime(float(logs[one.held]), float(logs[-1 if one.broke is None else one.broke])) for one in spans]
+    found = [Lifetime(float(logs[one.held]), float(logs[-1 if one.broke is None else one.broke])) for one in seeds]
     return [one for one in found if np.isfinite(one.low) or np.isfinite(one.high)]
 
 

@@ -5,7 +5,6 @@ Rows of kept answers, the sheet that people labeled and a page with examples hol
 corpora and the run lie stands in many.
 """
 
-import contextlib
 import hashlib
 import html
 import json
@@ -52,19 +51,16 @@ def folders(files: Iterable[tuple[str, bytes]]) -> tuple[str, ...]:
     """Paths with spaces and the like that stand alone in a text of these records, and all that lead there, the longest first:
     where a sentence names one of them, nothing else tells where it ends."""
     found: set[str] = set()
-
-    def note(text: str) -> str:
-        if _whole(text) and _PATH.sub("", text):
-            path = text.rstrip("/")
+    for name, content in files:
+        try:
+            texts = list(_strings(json.loads(content))) if name.endswith(".json") else []
+        except ValueError:  # whoever cuts its paths will say so
+            continue
+        for text in texts:
+            path = text.rstrip("/") if _whole(text) and _PATH.sub("", text) else ""
             while path.count("/") > 1:
                 found.add(path)
                 path = path.rpartition("/")[0]
-        return text
-
-    for name, content in files:
-        if name.endswith(".json"):
-            with contextlib.suppress(ValueError):  # who cuts its paths will say so
-                _mapped(json.loads(content), note)
     return tuple(sorted(found, key=len, reverse=True))
 
 

@@ -27,7 +27,8 @@ SEAL = "seal.json"
 _AHEAD = 512
 """Cells that one process reads while those before them are looked at."""
 _OWN = 0.6
-"""Share of the cells that were kept which this process makes while a copy, which must hand them over, makes the others."""
+"""Share of the cells that were kept which this process makes while a copy makes the others: a record takes 0.12 ms to make, and
+0.06 more to hand over."""
 MANY = 4000
 """From so many cells on, reading, judging and showing them is worth processes of its own."""
 
@@ -169,8 +170,7 @@ class Run:
         strange, anew, met, stale = {*unknown}, self._anew(unknown, tables), {}, bool(unknown)
         again = _again(kept, [name for name in names if name not in strange]) if kept else iter(())
         for name in names:
-            cell = next(again) if kept and name not in strange else None
-            read = (cell, kept.table(name)) if kept and cell else None
+            read = None if name in strange else next(again)
             if read is None:
                 stale, read = True, next(anew if name in strange else self._anew([name], tables))
             if read:
@@ -243,12 +243,14 @@ class Run:
 _Read = tuple[list[Cell | None], list[Table]]
 
 
-def _again(kept: Kept, names: Sequence[str]) -> Iterator[Cell | None]:
+def _again(kept: Kept, names: Sequence[str]) -> Iterator[tuple[Cell, Table] | None]:
     """Cells that were kept, in order; None where that is not the record. Of many a copy of this process makes the last."""
     own = round(_OWN * len(names))
     with processes.meanwhile(lambda: [_recorded(kept, name) for name in names[own:]], len(names) >= MANY) as others:
-        yield from (_recorded(kept, name) for name in names[:own])
-        yield from others()
+        for name in names[:own]:
+            yield (cell, kept.table(name)) if (cell := _recorded(kept, name)) else None
+        for name, cell in zip(names[own:], others(), strict=True):
+            yield (cell, kept.table(name)) if cell else None
 
 
 def _recorded(kept: Kept, name: str) -> Cell | None:

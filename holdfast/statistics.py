@@ -144,7 +144,7 @@ def mean(scores: Sequence[Scores] | Mapping[int, Scores]) -> Score | None:
         scores = scores.scores if isinstance(scores, tables.Seeds) else list(scores.values())
     if _alike(scores):
         return crossed(_stacked(scores))
-    if isinstance(scores, tables.Stack):
+    if isinstance(scores, tables.Stack):  # of no prompts
         return None
     ids = sorted({name for one in scores for name in one})
     return crossed(_lines(scores, ids)) if ids else None
